@@ -8,9 +8,9 @@ from balms_det.engine.setup import (
     prepare_calibration,
     prepare_class_stats,
     run_tool,
-    validate_config,
 )
 from balms_det.engine.trainer import LongTailTrainer, build_checkpointer
+from balms_det.engine.validate import validate_config
 
 __all__ = [
     "LongTailCheckpointer",

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import itertools
 import logging
 import os
 import sys
@@ -18,16 +17,10 @@ from detectron2.utils import comm
 
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.config import add_balms_config
-from balms_det.data import (
-    DETECTRON2_SAMPLERS,
-    SAMPLERS,
-    check_num_classes,
-    dataset_class_stats,
-    register_dataset,
-)
+from balms_det.data import check_num_classes, dataset_class_stats, register_dataset
 from balms_det.engine.checkpoint import class_stats_in
+from balms_det.engine.validate import validate_config
 from balms_det.errors import InputError
-from balms_det.modeling import CLASSIFIERS, METHODS, is_within
 
 logger = logging.getLogger(__name__)
 
@@ -110,212 +103,6 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
         if isinstance(value, CfgNode):
             keys += _keys(value, f"{prefix}{name}.")
     return keys
-
-
-def validate_config(cfg: CfgNode) -> None:
-    """Refuse values and combinations that make no sense, before any data is loaded.
-
-    Raises:
-        InputError: naming the key, its value, and what is allowed.
-    """
-    long_tail = cfg.MODEL.LONG_TAIL
-    loss = long_tail.LOSS
-    margin = loss.MARGIN
-    for key, value, allowed in [
-        ("MODEL.LONG_TAIL.LOSS.NAME", long_tail.LOSS.NAME, METHODS),
-        ("MODEL.LONG_TAIL.COUNT_BY", long_tail.COUNT_BY, ("instances", "images")),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.CONSTANT", margin.CONSTANT, ("keep", "drop")),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.ROWS", margin.ROWS, ("foreground", "all")),
-        (
-            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
-            loss.CLASS_WEIGHTS.NAME,
-            ("none", "inverse", "effective_number"),
-        ),
-        ("MODEL.LONG_TAIL.CLASSIFIER", long_tail.CLASSIFIER, CLASSIFIERS),
-        ("MODEL.LONG_TAIL.MASK_CLASSIFIER", long_tail.MASK_CLASSIFIER, ("linear", "cosine")),
-        ("MODEL.LONG_TAIL.POSTHOC.NAME", long_tail.POSTHOC.NAME, tuple(POSTHOC_METHODS)),
-        (
-            "DATALOADER.SAMPLER_TRAIN",
-            cfg.DATALOADER.SAMPLER_TRAIN,
-            (*DETECTRON2_SAMPLERS, *SAMPLERS),
-        ),
-        ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
-        ("TEST.LVIS_BACKEND", cfg.TEST.LVIS_BACKEND, ("hotcoco", "lvis")),
-    ]:
-        if value not in allowed:
-            raise InputError(f"{key} is {value!r}; choose one of {', '.join(allowed)}")
-    for key, value, holds, allowed in [
-        (
-            "MODEL.LONG_TAIL.LOSS.PRIOR_PROB",
-            long_tail.LOSS.PRIOR_PROB,
-            0 < long_tail.LOSS.PRIOR_PROB < 1,
-            "a probability between 0 and 1, both excluded",
-        ),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.TAU", margin.TAU, margin.TAU >= 0, "0 or more"),
-        *(
-            (f"MODEL.LONG_TAIL.LOSS.{key}", value, holds(value), allowed)
-            for key, value, holds, allowed in _loss_ranges(loss)
-        ),
-        (
-            "MODEL.LONG_TAIL.COSINE_TEMPERATURE",
-            long_tail.COSINE_TEMPERATURE,
-            long_tail.COSINE_TEMPERATURE > 0,
-            "more than 0",
-        ),
-        (
-            "MODEL.LONG_TAIL.POSTHOC.STRENGTH",
-            long_tail.POSTHOC.STRENGTH,
-            long_tail.POSTHOC.STRENGTH >= 0,
-            "0 or more",
-        ),
-        (
-            "MODEL.LONG_TAIL.POSTHOC.NAME",
-            long_tail.POSTHOC.NAME,
-            long_tail.POSTHOC.NAME == "none" or cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"),
-            "'none', or MODEL.ROI_HEADS.NAME to LongTailROIHeads or LongTailCascadeROIHeads",
-        ),
-        (
-            "DATALOADER.REPEAT_THRESHOLD",
-            cfg.DATALOADER.REPEAT_THRESHOLD,
-            "RepeatFactor" not in cfg.DATALOADER.SAMPLER_TRAIN
-            or cfg.DATALOADER.REPEAT_THRESHOLD > 0,
-            f"more than 0 (LVIS: 0.001), or {cfg.DATALOADER.SAMPLER_TRAIN} repeats nothing",
-        ),
-        (
-            "MODEL.ROI_HEADS.NUM_CLASSES",
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES >= 1,
-            "the number of foreground classes, 1 or more",
-        ),
-    ]:
-        if not holds:
-            raise InputError(f"{key} is {value!r}; set it to {allowed}")
-    _validate_decouple(cfg)
-    if loss.FEDERATED.ENABLED:
-        _validate_federated(cfg)
-    if long_tail.MASK_CLASSIFIER == "cosine" and cfg.MODEL.ROI_MASK_HEAD.NAME != "LongTailMaskHead":
-        raise InputError(
-            "MODEL.LONG_TAIL.MASK_CLASSIFIER is 'cosine', which MODEL.ROI_MASK_HEAD.NAME "
-            f"{cfg.MODEL.ROI_MASK_HEAD.NAME!r} does not have; set that to 'LongTailMaskHead'"
-        )
-    if cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"):
-        for key in ("USE_FED_LOSS", "USE_SIGMOID_CE"):
-            if cfg.MODEL.ROI_BOX_HEAD.get(key, False):
-                raise InputError(
-                    f"MODEL.ROI_BOX_HEAD.{key} is True, but {cfg.MODEL.ROI_HEADS.NAME} takes its "
-                    "loss from MODEL.LONG_TAIL.LOSS; set it to False"
-                )
-
-
-def _validate_decouple(cfg: CfgNode) -> None:
-    classifier, decouple = cfg.MODEL.LONG_TAIL.CLASSIFIER, cfg.MODEL.LONG_TAIL.DECOUPLE
-    key = "MODEL.LONG_TAIL.DECOUPLE"
-    if classifier != "linear" and cfg.MODEL.LONG_TAIL.POSTHOC.NAME == "tau_norm":
-        raise InputError(
-            "MODEL.LONG_TAIL.POSTHOC.NAME is 'tau_norm', which divides by the norms of a linear "
-            f"classifier, but MODEL.LONG_TAIL.CLASSIFIER is {classifier!r}; set it to 'linear'"
-        )
-    if classifier == "lws":
-        if not decouple.ENABLED:
-            raise InputError(
-                "MODEL.LONG_TAIL.CLASSIFIER is 'lws', whose scales are learned on the frozen "
-                f"weights of a first stage, but {key}.ENABLED is False; set it to True"
-            )
-        for path in decouple.TRAIN_MODULES:
-            if path.endswith("cls_score"):
-                raise InputError(
-                    f"{key}.TRAIN_MODULES names {path!r}, but with MODEL.LONG_TAIL.CLASSIFIER "
-                    f"'lws' only the scales train; set it to '{path}.scale'"
-                )
-    if not decouple.ENABLED:
-        return
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"{key}.ENABLED is True, but MODEL.WEIGHTS is ''; set it to the checkpoint of the "
-            "first stage"
-        )
-    if not decouple.TRAIN_MODULES:
-        raise InputError(
-            f"{key}.TRAIN_MODULES is empty, so that nothing would train; set it to the paths of "
-            "one or more modules, such as roi_heads.box_predictor.cls_score"
-        )
-    for path in decouple.REINIT:
-        if not is_within(path, decouple.TRAIN_MODULES):
-            raise InputError(
-                f"{key}.REINIT names {path!r}, which would stay at its random initialisation; "
-                f"name modules that train ({key}.TRAIN_MODULES)"
-            )
-
-
-def _loss_ranges(loss: CfgNode) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
-    """Key under LOSS, value, whether a value is allowed, and what is."""
-
-    def not_negative(value: float) -> bool:
-        return value >= 0
-
-    def positive(value: float) -> bool:
-        return value > 0
-
-    def fraction(value: float) -> bool:
-        return 0 <= value <= 1
-
-    at_least_0, above_0, from_0_to_1 = "0 or more", "more than 0", "a number from 0 to 1"
-    weights = loss.CLASS_WEIGHTS
-    return [
-        ("CLASS_WEIGHTS.BETA", weights.BETA, lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
-        ("CLASS_WEIGHTS.START_ITER", weights.START_ITER, not_negative, at_least_0),
-        ("FEDERATED.NUM_CLASSES", loss.FEDERATED.NUM_CLASSES, lambda n: n >= 1, "1 or more"),
-        ("FEDERATED.FREQ_POWER", loss.FEDERATED.FREQ_POWER, not_negative, at_least_0),
-        ("FOCAL.GAMMA", loss.FOCAL.GAMMA, not_negative, at_least_0),
-        (
-            "FOCAL.ALPHA",
-            loss.FOCAL.ALPHA,
-            lambda alpha: alpha == -1 or fraction(alpha),
-            f"{from_0_to_1}, or -1 to leave it out",
-        ),
-        ("LDAM.MAX_MARGIN", loss.LDAM.MAX_MARGIN, not_negative, at_least_0),
-        ("EQL.LAMBDA", loss.EQL.LAMBDA, fraction, from_0_to_1),
-        ("EQL.GAMMA", loss.EQL.GAMMA, fraction, from_0_to_1),
-        ("EQLV2.GAMMA", loss.EQLV2.GAMMA, positive, above_0),
-        ("EQLV2.MU", loss.EQLV2.MU, positive, above_0),
-        ("EQLV2.ALPHA", loss.EQLV2.ALPHA, not_negative, at_least_0),
-        ("SEESAW.P", loss.SEESAW.P, not_negative, at_least_0),
-        ("SEESAW.Q", loss.SEESAW.Q, not_negative, at_least_0),
-        ("SEESAW.EPS", loss.SEESAW.EPS, lambda eps: 0 < eps <= 1, "more than 0, at most 1"),
-        ("ACSL.SCORE_THRESHOLD", loss.ACSL.SCORE_THRESHOLD, fraction, from_0_to_1),
-        (
-            "ACSL.BACKGROUND_RATIOS",
-            loss.ACSL.BACKGROUND_RATIOS,
-            lambda ratios: len(ratios) == 3 and all(map(fraction, ratios)),
-            "three numbers from 0 to 1, of rare, common and frequent classes",
-        ),
-        ("DROPLOSS.LAMBDA", loss.DROPLOSS.LAMBDA, fraction, from_0_to_1),
-        ("LOCE.MOMENTUM", loss.LOCE.MOMENTUM, fraction, from_0_to_1),
-        ("LOCE.BACKGROUND_SCORE", loss.LOCE.BACKGROUND_SCORE, positive, above_0),
-        ("ECM.BACKGROUND_RATIO", loss.ECM.BACKGROUND_RATIO, positive, above_0),
-        ("GOL.LAMBDA", loss.GOL.LAMBDA, fraction, from_0_to_1),
-        (
-            "BAGS.BOUNDARIES",
-            loss.BAGS.BOUNDARIES,
-            lambda limits: all(a < b for a, b in itertools.pairwise((0, *limits))),
-            "ascending counts, more than 0",
-        ),
-        ("BAGS.BETA", loss.BAGS.BETA, not_negative, at_least_0),
-    ]
-
-
-def _validate_federated(cfg: CfgNode) -> None:
-    """Refuse federated classes where the loss cannot leave classes out, or twice over."""
-    key = "MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED is True"
-    if cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
-        raise InputError(f"{key}, and so is MODEL.ROI_BOX_HEAD.USE_FED_LOSS; set it to False")
-    name = cfg.MODEL.LONG_TAIL.LOSS.NAME
-    able = [other for other, method in METHODS.items() if method.has_independent_classes]
-    if name not in able:
-        raise InputError(
-            f"{key}, but the classes of MODEL.LONG_TAIL.LOSS.NAME {name!r} depend on one another; "
-            f"choose one of {', '.join(able)}"
-        )
 
 
 def prepare_class_stats(cfg: CfgNode) -> None:
