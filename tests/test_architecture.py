@@ -13,6 +13,7 @@ ROOT = PACKAGE.parent
 PURE = {
     "annotation_file",
     "atomic_file",
+    "bilevel",
     "calibration",
     "class_stats",
     "config",
