@@ -145,8 +145,6 @@ def draw_classes(
 ) -> tuple[Tensor, Tensor]:
     """Draw classes with Gumbel noise, and with the same noise their relaxation.
 
-        drawn = argmax_j (log p_j + g_j),  relaxed = softmax((log p + g) / T)
-
     The paper draws among the N examples. Of the examples of a class, the largest log p + g is
     distributed as log of their summed p, plus Gumbel noise: to draw the class first, and then
     uniformly one of its examples, is the same draw with K instead of N numbers.
@@ -158,11 +156,30 @@ def draw_classes(
         generator: of the noise.
 
     Returns:
-        (B,) int64 classes and (B, K) rows that sum to one.
+        (B,) int64 classes and (B, K) rows that sum to one, as :func:`choose_classes`.
     """
     noise = log_weights.new_empty(num_draws, len(log_weights)).exponential_(generator=generator)
     # -log of an exponential variable is a Gumbel variable; single precision can draw a zero.
-    perturbed = log_weights - noise.clamp(min=torch.finfo(noise.dtype).tiny).log()
+    noise = -noise.clamp(min=torch.finfo(noise.dtype).tiny).log()
+    return choose_classes(log_weights, noise, temperature=temperature)
+
+
+def choose_classes(
+    log_weights: Tensor, noise: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The classes that given noise draws, and their relaxation.
+
+        drawn = argmax_j (log p_j + g_j),  relaxed = softmax((log p + g) / T)
+
+    Args:
+        log_weights: (K,) log p, up to a constant.
+        noise: (B, K) g, of the standard Gumbel distribution.
+        temperature: T, positive.
+
+    Returns:
+        (B,) int64 and (B, K).
+    """
+    perturbed = log_weights + noise
     return perturbed.argmax(1), (perturbed / temperature).softmax(1)
 
 

@@ -120,7 +120,9 @@ def add_balms_config(cfg: Any) -> None:
     # the foreground classes' have a mean of 1.
     cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS = CN()
     # "none"; "inverse": 1 / n_j (class-balanced weighting); "effective_number":
-    # (1 - beta) / (1 - beta^n_j) (Class-Balanced loss, arXiv:1901.05555).
+    # (1 - beta) / (1 - beta^n_j) (Class-Balanced loss, arXiv:1901.05555); "learned": the Meta
+    # Reweighter (arXiv:2007.10740; authors' detection code), whose factors have a mean of 1 over
+    # the foreground RoIs of a batch instead, and which SOLVER.META configures.
     cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME = "none"
     # beta in [0, 1). Paper: 0.999 on large-scale data sets.
     cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.BETA = 0.999
@@ -168,6 +170,24 @@ def add_balms_config(cfg: Any) -> None:
 
     # "SGD" (Detectron2's own) or "AdamW", which learns from scratch in far fewer iterations.
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # What learns the class rates of the Meta Sampler (DATALOADER.SAMPLER_TRAIN
+    # "MetaTrainingSampler") or of the Meta Reweighter (CLASS_WEIGHTS.NAME "learned"); paper:
+    # arXiv:2007.10740, section 3.4; formulas: balms_det/bilevel.py.
+    cfg.SOLVER.META = CN()
+    # Learning rate of Adam on the rates' logits psi. Authors' code: 0.01, on Places-LT 0.001.
+    cfg.SOLVER.META.BASE_LR = 0.01
+    # The rates sigma(psi) start in proportion to n_j^-INITIAL_POWER. 0: at 1/2 for every class
+    # (authors' code; on Places-LT 0.3). A Meta Sampler then starts by drawing all images alike.
+    cfg.SOLVER.META.INITIAL_POWER = 0.0
+    # T of the straight-through Gumbel estimate. Authors' code: 1.
+    cfg.SOLVER.META.TEMPERATURE = 1.0
+    # Loss on the class-balanced meta batch: "plain", the cross-entropy of the raw logits (paper),
+    # or "shifted", the training loss with its margins (what the authors' detection code computes).
+    cfg.SOLVER.META.LOSS = "plain"
+    # Where everything before the classifier is frozen, the meta batch is drawn from RoI features
+    # of past batches instead of a forward pass of its own: of each class the last ones, this many.
+    cfg.SOLVER.META.FEATURES_PER_CLASS = 8
 
     # What scores LVIS results: "hotcoco" (fast) or "lvis" (the official package, the oracle).
     cfg.TEST.LVIS_BACKEND = "hotcoco"

@@ -160,13 +160,18 @@ def class_probabilities(images: ClassImages, power: float) -> FloatArray:
     counts = images.image_counts.astype(np.float64)
     weights: FloatArray = np.where(counts > 0, counts**power, 0.0)
     if not weights.any():
-        raise InputError(
-            "the training set has no annotation, so that no class can be drawn; set "
-            "DATALOADER.SAMPLER_TRAIN to 'TrainingSampler', or check the data set with "
-            "tools/check_dataset.py"
-        )
+        raise no_class_to_draw()
     probs: FloatArray = weights / weights.sum()
     return probs
+
+
+def no_class_to_draw() -> InputError:
+    """The error of a sampler that draws classes from a data set without annotations."""
+    return InputError(
+        "the training set has no annotation, so that no class can be drawn; set "
+        "DATALOADER.SAMPLER_TRAIN to 'TrainingSampler', or check the data set with "
+        "tools/check_dataset.py"
+    )
 
 
 def image_probabilities(images: ClassImages, class_probs: FloatArray) -> FloatArray:

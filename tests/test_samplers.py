@@ -9,7 +9,13 @@ from detectron2.config import get_cfg
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
-from balms_det.data.samplers import SAMPLERS, ClassProbabilityTrainingSampler, build_train_sampler
+from balms_det.config import add_balms_config
+from balms_det.data.samplers import (
+    SAMPLERS,
+    ClassProbabilityTrainingSampler,
+    MetaTrainingSampler,
+    build_train_sampler,
+)
 from balms_det.errors import InputError
 from balms_det.repeat_factors import (
     ClassImages,
@@ -31,6 +37,7 @@ DICTS = [
 
 def config(name, seed=3, threshold=0.5):
     cfg = get_cfg()
+    add_balms_config(cfg)
     cfg.DATALOADER.SAMPLER_TRAIN = name
     cfg.DATALOADER.REPEAT_THRESHOLD = threshold
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = K
@@ -84,12 +91,15 @@ def exact_probabilities(name):
         factors = class_repeat_factors(instance_aware_frequency(images), 0.5)
         per_image = image_repeat_factors(images, factors)
         return per_image / per_image.sum()
+    if name == "MetaTrainingSampler":  # at equal rates
+        annotated = np.array([len(classes) > 0 for classes in IMAGE_CLASSES])
+        return annotated / annotated.sum()
     power = {"ClassBalancedTrainingSampler": 0, "SquareRootTrainingSampler": 0.5}[name]
     return image_probabilities(images, class_probabilities(images, power))
 
 
 def test_images_are_drawn_as_often_as_their_probabilities_say(name):
-    number = 200_000
+    number = 20_000 if name == "MetaTrainingSampler" else 200_000
     drawn = draw(build_train_sampler(config(name), DICTS), number)
     observed = np.bincount(drawn, minlength=len(DICTS)) / number
     probs = exact_probabilities(name)

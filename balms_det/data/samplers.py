@@ -7,20 +7,26 @@ and takes each world-size-th index of it.
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from balms_det import repeat_factors as rf
+from balms_det.bilevel import choose_classes, class_log_weights, initial_rate_logits
 from balms_det.repeat_factors import ClassImages, FloatArray
 
 logger = logging.getLogger(__name__)
 
 # Drawn at a time: few calls into PyTorch, and little memory.
 _DRAWS_PER_CHUNK = 4096
+# A number for each class and draw.
+_META_DRAWS_PER_CHUNK = 256
 
 
 class ClassProbabilityTrainingSampler(Sampler[int]):
@@ -61,6 +67,127 @@ class ClassProbabilityTrainingSampler(Sampler[int]):
             yield from self._image_index[first + (fractions * counts).long()].tolist()
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How the Meta Sampler came to an image.
+
+    Attributes:
+        index: of the image in the data set.
+        drawn_class: the class that was drawn, and the image then among its images.
+        relaxed: (K,) the relaxation of that choice, from :func:`balms_det.bilevel.choose_classes`.
+    """
+
+    index: int
+    drawn_class: int
+    relaxed: Tensor
+
+
+class MetaTrainingSampler(Sampler[int]):
+    """Draws an image in proportion to its rate, the mean of its classes' learned rates.
+
+    The mean, so that equal rates draw every annotated image equally often, whatever the number of
+    its classes; images without annotations are never drawn. To draw from the image's rates is to
+    draw a class in proportion to its rate times the sum, over its images, of 1 / (classes of the
+    image), and then one of its images in proportion to the latter; nothing here is of size K * N.
+
+    It has to be iterated in the training process, where the rates are. A loader with workers asks
+    for images a few batches before they are trained on: their draws have the rates of then, and
+    wait here until :meth:`take`.
+    """
+
+    def __init__(
+        self,
+        images: ClassImages,
+        rate_logits: Tensor,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        """
+        Args:
+            images: of the data set.
+            rate_logits: (K,) psi, on the CPU. Whoever learns them changes them in place.
+            temperature: T of the relaxation.
+            seed: the same in all processes; by default a random one that they agree on.
+        """
+        if not len(images.image_index):
+            raise rf.no_class_to_draw()
+        classes = np.bincount(images.image_index, minlength=images.num_images)
+        # Of the (class, image) pairs, the sum up to each: float64 tells a million of them apart.
+        ends = np.concatenate([[0], np.cumsum(1 / classes[images.image_index])])
+        self.rate_logits = rate_logits
+        self._temperature = temperature
+        self._image_index = images.image_index
+        self._offsets = images.offsets
+        self._pair_ends = ends
+        self._class_starts = ends[images.offsets]
+        self._class_masses = torch.from_numpy(np.diff(self._class_starts)).to(rate_logits)
+        self._seed = comm.shared_random_seed() if seed is None else seed
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+        self._start, self._resumed = 0, list[Draw]()
+        self._position, self._pending = 0, list[Draw]()
+
+    def __iter__(self) -> Iterator[int]:
+        self._position, self._pending = self._start, []
+        yield from map(self._remember, self._resumed)
+        mine = itertools.islice(self._noise(self._start), self._rank, None, self._world_size)
+        for gumbel, uniform in mine:
+            # Each process takes one of every world-size draws of the common stream.
+            self._position += self._world_size
+            yield self._remember(self._draw(gumbel, uniform))
+
+    def take(self, index: int) -> Draw:
+        """The draw, no longer remembered, by which an image came to be trained on.
+
+        Raises:
+            KeyError: the image has not been drawn, or was taken as often as that.
+        """
+        for position, draw in enumerate(self._pending):
+            if draw.index == index:
+                return self._pending.pop(position)
+        raise KeyError(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on where this stream is, draws that were not taken included.
+
+        Of several processes each has its own of these, and a checkpoint only the main process's;
+        all of them then leave out what they had drawn ahead.
+        """
+        pending = [asdict(draw) for draw in self._pending] if self._world_size == 1 else []
+        return {"position": self._position, "pending": pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes effect when iteration begins."""
+        self._start = state["position"]
+        self._resumed = [Draw(**draw) for draw in state["pending"]]
+
+    def _remember(self, draw: Draw) -> int:
+        self._pending.append(draw)
+        return draw.index
+
+    def _noise(self, start: int) -> Iterator[tuple[Tensor, float]]:
+        """Per draw from the `start`-th, (1, K) of Gumbel's distribution and one from [0, 1)."""
+        skipped = start % _META_DRAWS_PER_CHUNK
+        for chunk in itertools.count(start // _META_DRAWS_PER_CHUNK):
+            # A stream of its own for each chunk, so that none before it has to be drawn again.
+            generator = np.random.default_rng([self._seed, chunk])
+            shape = _META_DRAWS_PER_CHUNK, 1, len(self.rate_logits)
+            gumbels = torch.from_numpy(generator.gumbel(size=shape)).to(self.rate_logits)
+            uniforms = generator.random(_META_DRAWS_PER_CHUNK)
+            yield from list(zip(gumbels, uniforms.tolist(), strict=True))[skipped:]
+            skipped = 0
+
+    def _draw(self, gumbel: Tensor, uniform: float) -> Draw:
+        log_weights = class_log_weights(self._class_masses, self.rate_logits)
+        chosen, relaxed = choose_classes(log_weights, gumbel, temperature=self._temperature)
+        drawn = int(chosen)
+        begin, end = self._class_starts[drawn : drawn + 2]
+        pair = np.searchsorted(self._pair_ends, begin + uniform * (end - begin), side="right") - 1
+        # Rounding must not lead to the next class.
+        pair = min(pair, self._offsets[drawn + 1] - 1)
+        return Draw(int(self._image_index[pair]), drawn, relaxed[0])
+
+
 def _instance_aware_repeat_factor(cfg: Any, images: ClassImages, seed: int | None) -> Sampler[int]:
     factors = rf.class_repeat_factors(
         rf.instance_aware_frequency(images),
@@ -82,10 +209,19 @@ def _square_root(cfg: Any, images: ClassImages, seed: int | None) -> Sampler[int
     return ClassProbabilityTrainingSampler(images, probs, seed=seed)
 
 
+def _meta(cfg: Any, images: ClassImages, seed: int | None) -> Sampler[int]:
+    counts = torch.from_numpy(images.image_counts)
+    rate_logits = initial_rate_logits(counts, cfg.SOLVER.META.INITIAL_POWER)
+    return MetaTrainingSampler(
+        images, rate_logits.float(), temperature=cfg.SOLVER.META.TEMPERATURE, seed=seed
+    )
+
+
 SAMPLERS: dict[str, Callable[[Any, ClassImages, int | None], Sampler[int]]] = {
     "InstanceAwareRepeatFactorTrainingSampler": _instance_aware_repeat_factor,
     "ClassBalancedTrainingSampler": _class_balanced,
     "SquareRootTrainingSampler": _square_root,
+    "MetaTrainingSampler": _meta,
 }
 # Those that Detectron2's loader makes itself.
 DETECTRON2_SAMPLERS = (

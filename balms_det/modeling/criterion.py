@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from balms_det import losses, peer_losses
+from balms_det.bilevel import initial_rate_logits, reweighter_weights
 from balms_det.class_stats import ClassStats
 from balms_det.errors import InputError
 from balms_det.modeling.activations import (
@@ -237,6 +238,13 @@ METHODS: dict[str, Method] = {
 }
 
 
+# The loss of the Meta Sampler and Reweighter on their meta batch: without margins and weights.
+PLAIN_LOSSES: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
+    SOFTMAX: losses.softmax_loss,
+    SIGMOID: losses.sigmoid_loss,
+}
+
+
 class ClassWeights(nn.Module):
     """A factor on the loss of every row, by the row's class; the background's is one."""
 
@@ -259,6 +267,26 @@ class ClassWeights(nn.Module):
         if self._start_iter > 0 and get_event_storage().iter < self._start_iter:
             return None
         return self.weights[gt_classes]
+
+
+class LearnedClassWeights(nn.Module):
+    """The Meta Reweighter: a factor on every row by its class's learned rate.
+
+    The rates are learned by the trainer, which also saves them; inference does not need them.
+    """
+
+    def __init__(self, rate_logits: Tensor) -> None:
+        """
+        Args:
+            rate_logits: (K,) psi, before training.
+        """
+        super().__init__()
+        rate_logits = rate_logits.to(torch.get_default_dtype())
+        self.register_buffer("rate_logits", rate_logits, persistent=False)
+
+    def forward(self, gt_classes: Tensor) -> Tensor:
+        """(R,) factors."""
+        return reweighter_weights(gt_classes, self.rate_logits)
 
 
 class FederatedClasses(nn.Module):
@@ -302,7 +330,7 @@ class Criterion(nn.Module):
         activation: Activation,
         tensors: dict[str, Tensor] | None,
         options: dict[str, Any],
-        class_weights: ClassWeights | None = None,
+        class_weights: ClassWeights | LearnedClassWeights | None = None,
         federated: FederatedClasses | None = None,
     ) -> None:
         """
@@ -359,6 +387,11 @@ class Criterion(nn.Module):
         if weights is not None:
             elements = elements * (weights[:, 0] if elements.dim() == 1 else weights)
         return losses.reduce_losses(elements, "proposals")
+
+    def unweighted(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """The same loss without weights of rows and masks of classes, which changes no state."""
+        arguments = self._arguments(self._method.loss, None)
+        return self._method.loss(logits, gt_classes, **arguments)
 
     def _weights(self, logits: Tensor, gt_classes: Tensor) -> Tensor | None:
         """Factors on the loss, (R, 1) or (R, num_logits); None where all are one."""
@@ -443,11 +476,15 @@ def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) 
     )
 
 
-def _class_weights(stats: ClassStats, long_tail: Any) -> ClassWeights | None:
+def _class_weights(
+    stats: ClassStats, long_tail: Any
+) -> ClassWeights | LearnedClassWeights | None:
     node = long_tail.LOSS.CLASS_WEIGHTS
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     if node.NAME == "none":
         return None
+    if node.NAME == "learned":
+        return LearnedClassWeights(initial_rate_logits(counts))
     if node.NAME == "inverse":
         weights = losses.inverse_frequency_weights(counts)
     else:
