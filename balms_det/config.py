@@ -177,8 +177,8 @@ def add_balms_config(cfg: Any) -> None:
     cfg.SOLVER.META = CN()
     # Learning rate of Adam on the rates' logits psi. Authors' code: 0.01, on Places-LT 0.001.
     cfg.SOLVER.META.BASE_LR = 0.01
-    # The rates sigma(psi) start in proportion to n_j^-INITIAL_POWER. 0: at 1/2 for every class
-    # (authors' code; on Places-LT 0.3). A Meta Sampler then starts by drawing all images alike.
+    # The Meta Sampler's rates sigma(psi) start in proportion to n_j^-INITIAL_POWER. 0: at 1/2 for
+    # every class, so that all images are drawn alike (authors' code; on Places-LT 0.3).
     cfg.SOLVER.META.INITIAL_POWER = 0.0
     # T of the straight-through Gumbel estimate. Authors' code: 1.
     cfg.SOLVER.META.TEMPERATURE = 1.0

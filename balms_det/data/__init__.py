@@ -7,12 +7,13 @@ from balms_det.data.catalog import (
     load_dataset_dicts,
     register_dataset,
 )
-from balms_det.data.loader import build_test_loader, build_train_loader
-from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS
+from balms_det.data.loader import build_test_loader, build_train_loader, sampler_of
+from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
 
 __all__ = [
     "DETECTRON2_SAMPLERS",
     "SAMPLERS",
+    "MetaTrainingSampler",
     "build_test_loader",
     "build_train_loader",
     "check_num_classes",
@@ -20,4 +21,5 @@ __all__ = [
     "dataset_class_stats",
     "load_dataset_dicts",
     "register_dataset",
+    "sampler_of",
 ]

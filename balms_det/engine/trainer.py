@@ -14,11 +14,13 @@ from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaul
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from balms_det.class_stats import ClassStats
 from balms_det.data import build_test_loader, build_train_loader
 from balms_det.engine.checkpoint import LongTailCheckpointer
+from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
 from balms_det.modeling import find_modules, freeze_except
 
@@ -37,7 +39,13 @@ class LongTailTrainer(DefaultTrainer):
         self.checkpointer = build_checkpointer(
             self.cfg, self._trainer.model, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()
+        model = self._trainer.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        # First, for it reads the step's learning rate before the schedule moves it, and what it
+        # learns belongs to the same iteration's checkpoint.
+        meta_learning = build_meta_learning(self.cfg, model, self._trainer.data_loader)
+        return ([meta_learning] if meta_learning else []) + super().build_hooks()
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.errors import InputError
-from balms_det.modeling import CLASSIFIERS, METHODS, is_within
+from balms_det.modeling import CLASSIFIERS, METHODS, PLAIN_LOSSES, is_within
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -29,7 +29,7 @@ def validate_config(cfg: CfgNode) -> None:
         (
             "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
             loss.CLASS_WEIGHTS.NAME,
-            ("none", "inverse", "effective_number"),
+            ("none", "inverse", "effective_number", "learned"),
         ),
         ("MODEL.LONG_TAIL.CLASSIFIER", long_tail.CLASSIFIER, CLASSIFIERS),
         ("MODEL.LONG_TAIL.MASK_CLASSIFIER", long_tail.MASK_CLASSIFIER, ("linear", "cosine")),
@@ -40,6 +40,7 @@ def validate_config(cfg: CfgNode) -> None:
             (*DETECTRON2_SAMPLERS, *SAMPLERS),
         ),
         ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
+        ("SOLVER.META.LOSS", cfg.SOLVER.META.LOSS, ("plain", "shifted")),
         ("TEST.LVIS_BACKEND", cfg.TEST.LVIS_BACKEND, ("hotcoco", "lvis")),
     ]:
         if value not in allowed:
@@ -81,6 +82,15 @@ def validate_config(cfg: CfgNode) -> None:
             or cfg.DATALOADER.REPEAT_THRESHOLD > 0,
             f"more than 0 (LVIS: 0.001), or {cfg.DATALOADER.SAMPLER_TRAIN} repeats nothing",
         ),
+        *(
+            (f"SOLVER.META.{key}", cfg.SOLVER.META[key], holds(cfg.SOLVER.META[key]), allowed)
+            for key, holds, allowed in (
+                ("BASE_LR", lambda lr: lr > 0, "more than 0"),
+                ("INITIAL_POWER", lambda power: power >= 0, "0 or more"),
+                ("TEMPERATURE", lambda temperature: temperature > 0, "more than 0"),
+                ("FEATURES_PER_CLASS", lambda number: number >= 1, "1 or more"),
+            )
+        ),
         (
             "MODEL.ROI_HEADS.NUM_CLASSES",
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
@@ -91,6 +101,7 @@ def validate_config(cfg: CfgNode) -> None:
         if not holds:
             raise InputError(f"{key} is {value!r}; set it to {allowed}")
     _validate_decouple(cfg)
+    _validate_meta(cfg)
     if loss.FEDERATED.ENABLED:
         _validate_federated(cfg)
     if long_tail.MASK_CLASSIFIER == "cosine" and cfg.MODEL.ROI_MASK_HEAD.NAME != "LongTailMaskHead":
@@ -144,6 +155,64 @@ def _validate_decouple(cfg: CfgNode) -> None:
             raise InputError(
                 f"{key}.REINIT names {path!r}, which would stay at its random initialisation; "
                 f"name modules that train ({key}.TRAIN_MODULES)"
+            )
+
+
+def _validate_meta(cfg: CfgNode) -> None:
+    """Refuse what the derivative through an SGD step of a linear classifier does not cover."""
+    long_tail, solver = cfg.MODEL.LONG_TAIL, cfg.SOLVER
+    weights = long_tail.LOSS.CLASS_WEIGHTS
+    sampler = "DATALOADER.SAMPLER_TRAIN is 'MetaTrainingSampler'"
+    reweighter = "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME is 'learned'"
+    learned = [
+        key
+        for key, is_learned in (
+            (sampler, cfg.DATALOADER.SAMPLER_TRAIN == "MetaTrainingSampler"),
+            (reweighter, weights.NAME == "learned"),
+        )
+        if is_learned
+    ]
+    if not learned:
+        return
+    if len(learned) == 2:
+        raise InputError(
+            f"{sampler}, and {reweighter}, but only one of them can learn; set the latter to 'none'"
+        )
+    if not cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"):
+        raise InputError(
+            f"{learned[0]}, which MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot learn; "
+            "set that to LongTailROIHeads or LongTailCascadeROIHeads"
+        )
+    able = [name for name, method in METHODS.items() if method.activation in PLAIN_LOSSES]
+    if long_tail.LOSS.NAME not in able:
+        raise InputError(
+            f"{learned[0]}, but MODEL.LONG_TAIL.LOSS.NAME {long_tail.LOSS.NAME!r} has no plain "
+            f"loss for the meta batch; choose one of {', '.join(able)}"
+        )
+    for key, value, required in (
+        ("SOLVER.OPTIMIZER", solver.OPTIMIZER, "SGD"),
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", solver.CLIP_GRADIENTS.ENABLED, False),
+        ("SOLVER.AMP.ENABLED", solver.AMP.ENABLED, False),
+        ("SOLVER.BIAS_LR_FACTOR", solver.BIAS_LR_FACTOR, 1.0),
+        ("MODEL.LONG_TAIL.CLASSIFIER", long_tail.CLASSIFIER, "linear"),
+        ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.START_ITER", weights.START_ITER, 0),
+    ):
+        if value != required:
+            raise InputError(
+                f"{key} is {value!r}, but {learned[0]}, whose learning rests on plain SGD steps of "
+                f"a linear classifier; set it to {required!r}"
+            )
+    heads = "roi_heads.box_predictor"
+    classifiers = (
+        [f"{heads}.{stage}.cls_score" for stage in range(len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS))]
+        if cfg.MODEL.ROI_HEADS.NAME == "LongTailCascadeROIHeads"
+        else [f"{heads}.cls_score"]
+    )
+    for path in classifiers if long_tail.DECOUPLE.ENABLED else ():
+        if not is_within(path, long_tail.DECOUPLE.TRAIN_MODULES):
+            raise InputError(
+                f"MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES leaves {path} frozen, but {learned[0]}, "
+                "which needs the classifier to train; add it"
             )
 
 

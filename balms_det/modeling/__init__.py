@@ -1,7 +1,7 @@
 """ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
 
 from balms_det.modeling.classifier import CLASSIFIERS, ScaledLinear
-from balms_det.modeling.criterion import METHODS, Criterion, build_criterion
+from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES, Criterion, build_criterion
 from balms_det.modeling.decouple import find_modules, freeze_except, is_within
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
@@ -11,6 +11,7 @@ from balms_det.modeling.roi_heads import LongTailCascadeROIHeads, LongTailROIHea
 __all__ = [
     "CLASSIFIERS",
     "METHODS",
+    "PLAIN_LOSSES",
     "Criterion",
     "LongTailCascadeROIHeads",
     "LongTailMaskHead",

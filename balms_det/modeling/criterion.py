@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from balms_det import losses, peer_losses
-from balms_det.bilevel import initial_rate_logits, reweighter_weights
+from balms_det.bilevel import reweighter_weights
 from balms_det.class_stats import ClassStats
 from balms_det.errors import InputError
 from balms_det.modeling.activations import (
@@ -272,17 +272,12 @@ class ClassWeights(nn.Module):
 class LearnedClassWeights(nn.Module):
     """The Meta Reweighter: a factor on every row by its class's learned rate.
 
-    The rates are learned by the trainer, which also saves them; inference does not need them.
+    The trainer learns the rates, from 1/2 on, and saves them; inference does not need them.
     """
 
-    def __init__(self, rate_logits: Tensor) -> None:
-        """
-        Args:
-            rate_logits: (K,) psi, before training.
-        """
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        rate_logits = rate_logits.to(torch.get_default_dtype())
-        self.register_buffer("rate_logits", rate_logits, persistent=False)
+        self.register_buffer("rate_logits", torch.zeros(num_classes), persistent=False)
 
     def forward(self, gt_classes: Tensor) -> Tensor:
         """(R,) factors."""
@@ -476,15 +471,13 @@ def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) 
     )
 
 
-def _class_weights(
-    stats: ClassStats, long_tail: Any
-) -> ClassWeights | LearnedClassWeights | None:
+def _class_weights(stats: ClassStats, long_tail: Any) -> ClassWeights | LearnedClassWeights | None:
     node = long_tail.LOSS.CLASS_WEIGHTS
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     if node.NAME == "none":
         return None
     if node.NAME == "learned":
-        return LearnedClassWeights(initial_rate_logits(counts))
+        return LearnedClassWeights(stats.num_classes)
     if node.NAME == "inverse":
         weights = losses.inverse_frequency_weights(counts)
     else:
