@@ -13,7 +13,6 @@ from balms_det.config import add_balms_config
 from balms_det.data.samplers import (
     SAMPLERS,
     ClassProbabilityTrainingSampler,
-    MetaTrainingSampler,
     build_train_sampler,
 )
 from balms_det.errors import InputError

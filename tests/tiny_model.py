@@ -36,9 +36,9 @@ def stats_file(folder, num_classes=10):
     return folder / "class_stats.json"
 
 
-def batch(objects=2, num_images=2, num_classes=10):
+def batch(objects=2, num_images=2, num_classes=10, seed=0):
     """Images with random pixels and `objects` rectangles each, as Detectron2's mapper has them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     inputs = []
     for _ in range(num_images):
         corner = torch.randint(0, SIZE // 2, (objects, 2), generator=generator)
