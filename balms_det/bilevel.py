@@ -190,11 +190,11 @@ def class_means(sums: Tensor, counts: Tensor) -> Tensor:
     makes its share of a straight-through estimate move no rate.
 
     Args:
-        sums, counts: (K,) over the draws of each class, summed over the processes where there are
-            several.
+        sums, counts: (K,) over the draws, those of all processes where there are several; on any
+            scale that they share.
     """
-    overall = sums.sum() / counts.sum().clamp(min=1)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), overall)
+    overall = sums.sum() / counts.sum().clamp(min=torch.finfo(sums.dtype).tiny)
+    return torch.where(counts > 0, sums / counts.masked_fill(counts == 0, 1), overall)
 
 
 def sampler_rate_gradient(

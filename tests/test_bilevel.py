@@ -301,6 +301,11 @@ def test_class_means_of_no_draws_are_zero():
     assert torch.equal(class_means(torch.zeros(3), torch.zeros(3)), torch.zeros(3))
 
 
+def test_class_means_are_the_same_of_sums_and_of_their_mean_over_processes():
+    sums, counts = torch.tensor([6.0, 2.0, 0.0]), torch.tensor([3.0, 1.0, 0.0])
+    assert torch.equal(class_means(sums / 8, counts / 8), class_means(sums, counts))
+
+
 def test_gradients_of_parts_of_a_batch_add_up():
     relaxed = draw_classes(class_log_weights(COUNTS, torch.zeros(K)), 6)[1]
     h = torch.randn(K)

@@ -83,6 +83,11 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("MODEL.LONG_TAIL.LOSS.MARGIN.TAU", -0.5, "0 or more"),
         ("MODEL.LONG_TAIL.LOSS.PRIOR_PROB", 1.0, "between 0 and 1"),
         ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME", "effective", "none, inverse, effective_number"),
+        ("SOLVER.META.LOSS", "sigmoid", "plain, shifted"),
+        ("SOLVER.META.BASE_LR", 0.0, "more than 0"),
+        ("SOLVER.META.INITIAL_POWER", -0.3, "0 or more"),
+        ("SOLVER.META.TEMPERATURE", 0.0, "more than 0"),
+        ("SOLVER.META.FEATURES_PER_CLASS", 0, "1 or more"),
         ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.BETA", 1.0, "less than 1"),
         ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.BETA", -0.1, "0 or more"),
         ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.START_ITER", -1, "0 or more"),
@@ -177,6 +182,41 @@ def test_cosine_masks_are_refused_for_a_head_without():
     validate_config(cfg)
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
     with pytest.raises(InputError, match="MASK_CLASSIFIER.*MaskRCNNConvUpsampleHead"):
+        validate_config(cfg)
+
+
+@pytest.mark.parametrize("name", ["lvis_r50_balms.yaml", "lvis_r50_balms_reweight.yaml"])
+@pytest.mark.parametrize(
+    "key, value, required",
+    [
+        ("SOLVER.OPTIMIZER", "AdamW", "SGD"),
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "False"),
+        ("SOLVER.AMP.ENABLED", True, "False"),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0, "1.0"),
+        ("MODEL.LONG_TAIL.CLASSIFIER", "cosine", "linear"),
+        ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.START_ITER", 9, "0"),
+        ("MODEL.LONG_TAIL.LOSS.NAME", "seesaw", "balanced_softmax, balanced_sigmoid"),
+        ("MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES", ["backbone"], "box_predictor.cls_score"),
+        ("MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads", "box_predictor.0.cls_score"),
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "LongTailROIHeads"),
+    ],
+)
+def test_what_the_meta_step_does_not_cover_is_refused(name, key, value, required):
+    cfg = load(name)
+    validate_config(cfg)
+    cfg.merge_from_list([key, value])
+    with pytest.raises(InputError) as caught:
+        validate_config(cfg)
+    message = str(caught.value)
+    assert required in message
+    assert key in message or "cls_score frozen" in message
+    assert "MetaTrainingSampler" in message or "CLASS_WEIGHTS.NAME is 'learned'" in message
+
+
+def test_sampler_and_reweighter_at_once_are_refused():
+    cfg = load("lvis_r50_balms.yaml")
+    cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME = "learned"
+    with pytest.raises(InputError, match="only one of them can learn"):
         validate_config(cfg)
 
 

@@ -92,7 +92,12 @@ def test_every_loss(glyphs, tmp_path, name):
 @pytest.mark.parametrize(
     "opts",
     [
-        *([f"{LOSS}.NAME", "sigmoid", "DATALOADER.SAMPLER_TRAIN", name] for name in SAMPLERS),
+        *(
+            # The meta step is that of SGD.
+            [f"{LOSS}.NAME", "sigmoid", "DATALOADER.SAMPLER_TRAIN", name, "SOLVER.OPTIMIZER", "SGD"]
+            for name in SAMPLERS
+        ),
+        [f"{LOSS}.CLASS_WEIGHTS.NAME", "learned", "SOLVER.OPTIMIZER", "SGD"],
         [f"{LOSS}.NAME", "sigmoid", f"{LOSS}.FEDERATED.ENABLED", True],
         [f"{LOSS}.NAME", "softmax", f"{LOSS}.CLASS_WEIGHTS.NAME", "inverse"],
         [f"{LOSS}.NAME", "focal", f"{LOSS}.CLASS_WEIGHTS.NAME", "effective_number"],

@@ -13,6 +13,7 @@ from balms_det.config import add_balms_config
 from balms_det.data.samplers import (
     SAMPLERS,
     ClassProbabilityTrainingSampler,
+    MetaTrainingSampler,
     build_train_sampler,
 )
 from balms_det.errors import InputError
@@ -148,3 +149,83 @@ def test_set_without_annotations_is_refused():
     cfg = config("ClassBalancedTrainingSampler")
     with pytest.raises(InputError, match="TrainingSampler"):
         build_train_sampler(cfg, [{"annotations": []}])
+
+
+# The Meta Sampler
+
+
+def meta_sampler(rate_logits=None, dicts=DICTS, seed=3, num_classes=K):
+    images = ClassImages.from_dataset_dicts(dicts, num_classes)
+    if rate_logits is None:
+        rate_logits = torch.zeros(num_classes)
+    return MetaTrainingSampler(images, rate_logits, seed=seed)
+
+
+def test_an_image_is_drawn_in_proportion_to_the_mean_rate_of_its_classes():
+    rate_logits = torch.tensor([-1.0, 0.5, 2.0, 9.0, -0.3])
+    rates = rate_logits.sigmoid().tolist()
+    weights = np.array([np.mean([rates[j] for j in set(c)]) if c else 0.0 for c in IMAGE_CLASSES])
+    probs, number = weights / weights.sum(), 20_000
+    observed = np.bincount(draw(meta_sampler(rate_logits), number), minlength=len(DICTS)) / number
+    assert (np.abs(observed - probs) <= 5 * np.sqrt(probs * (1 - probs) / number)).all()
+
+
+def test_rates_that_change_count_from_the_next_draw_on():
+    rate_logits = torch.zeros(K)
+    stream = iter(meta_sampler(rate_logits))
+    assert len(set(itertools.islice(stream, 200))) == 8
+    rate_logits.copy_(torch.tensor([-60.0, -60, -60, 0, 60]))
+    assert set(itertools.islice(stream, 200)) == {5, 6}  # the images of class 4
+
+
+def test_draws_are_remembered_until_they_are_taken():
+    sampler = meta_sampler()
+    indices = draw(sampler, 50)
+    for index in reversed(indices):
+        taken = sampler.take(index)
+        assert taken.index == index
+        assert taken.drawn_class in IMAGE_CLASSES[index]
+        assert taken.relaxed.argmax() == taken.drawn_class
+        assert taken.relaxed.sum() == pytest.approx(1)
+    with pytest.raises(KeyError):
+        sampler.take(indices[0])
+
+
+def test_an_image_drawn_twice_is_taken_in_the_order_of_its_draws():
+    dicts = [{"annotations": [{"category_id": j} for j in range(K)]}]
+    sampler = meta_sampler(dicts=dicts)
+    draw(sampler, 5)
+    expected = [tuple(d["relaxed"].tolist()) for d in sampler.state_dict()["pending"]]
+    assert [tuple(sampler.take(0).relaxed.tolist()) for _ in range(5)] == expected
+
+
+@pytest.mark.parametrize("position", [0, 5, 255, 256, 300])
+def test_a_stream_goes_on_from_its_state_with_what_was_drawn_ahead(position):
+    sampler = meta_sampler()
+    stream = iter(sampler)
+    for index in list(itertools.islice(stream, position)):
+        sampler.take(index)
+    ahead = list(itertools.islice(stream, 3))  # asked for by a loader, and not trained on
+    other = meta_sampler(seed=3)
+    other.load_state_dict(sampler.state_dict())
+    resumed = iter(other)
+    assert list(itertools.islice(resumed, 3)) == ahead
+    for index in ahead:
+        first, second = sampler.take(index), other.take(index)
+        assert first.drawn_class == second.drawn_class
+        assert torch.equal(first.relaxed, second.relaxed)
+    assert list(itertools.islice(stream, 300)) == list(itertools.islice(resumed, 300))
+
+
+def test_streams_of_neighbouring_seeds_share_nothing():
+    one, two = (draw(meta_sampler(seed=seed), 2000) for seed in (1, 2))
+    assert one[256:512] != two[:256]
+
+
+def test_what_the_meta_sampler_stores_grows_with_annotations():
+    num_images, num_classes = 20_000, 1203
+    dicts = [{"annotations": [{"category_id": i % num_classes}]} for i in range(num_images)]
+    sampler = meta_sampler(dicts=dicts, num_classes=num_classes)
+    next(iter(sampler))
+    stored = sum(np.size(v) for v in vars(sampler).values() if isinstance(v, np.ndarray))
+    assert num_images <= stored <= 2 * num_images + 3 * num_classes
