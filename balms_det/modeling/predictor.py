@@ -16,7 +16,7 @@ from balms_det.class_stats import ClassStats
 from balms_det.errors import InputError
 from balms_det.modeling.classifier import choose_classifier
 from balms_det.modeling.criterion import Criterion, build_criterion
-from balms_det.modeling.inference import select_detections
+from balms_det.modeling.inference import PredictedBoxes, select_detections
 
 
 class LongTailPredictor(FastRCNNOutputLayers):
@@ -117,23 +117,30 @@ class LongTailPredictor(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """Per image, the detections, and the (N,) index of the proposal that each came from."""
+        probs = self.predict_probs(predictions, proposals)
+        deltas = predictions[1].split([len(image) for image in proposals])
         selected = [
-            select_detections(
-                boxes,
+            self.select(
+                PredictedBoxes(image_deltas, image.proposal_boxes.tensor, self.box2box_transform),
                 scores,
                 image.image_size,
-                self.test_score_thresh,
-                self.test_nms_thresh,
-                self.test_topk_per_image,
             )
-            for boxes, scores, image in zip(
-                self.predict_boxes(predictions, proposals),
-                self.predict_probs(predictions, proposals),
-                proposals,
-                strict=True,
-            )
+            for image_deltas, scores, image in zip(deltas, probs, proposals, strict=True)
         ]
         return [detections for detections, _ in selected], [rows for _, rows in selected]
+
+    def select(
+        self, boxes: PredictedBoxes, scores: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Instances, Tensor]:
+        """:func:`select_detections` with the thresholds of the configuration."""
+        return select_detections(
+            boxes,
+            scores,
+            image_size,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
