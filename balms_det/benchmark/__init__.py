@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from balms_det.benchmark.detector import box_selection
+from balms_det.benchmark.detector import box_selection, image, mask_head, train_step
 from balms_det.benchmark.measure import Comparison, environment, measure
 
 __all__ = ["WORKS", "Comparison", "records", "sizes_of"]
@@ -17,6 +17,9 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     work.__name__: work
     for work in (
         box_selection,
+        mask_head,
+        image,
+        train_step,
     )
 }  # fmt: skip
 

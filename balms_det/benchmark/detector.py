@@ -1,23 +1,35 @@
-"""Works of the detector: parts of it, a whole image, a training step; the peer is Detectron2.
+"""Works of the detector: parts of it, a whole image, a training step; the peer is Detectron2."""
 
-Inputs are generated. Class scores, whose distribution decides how long selection takes, come in two
-kinds: those of a sigmoid classifier before training, every one above the threshold, and such as a
-trained one has, a few classes of each RoI scored well and a long tail of weak ones.
-"""
-
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from balms_det.benchmark.inputs import (
+    IMAGE_SIZE,
+    annotated,
+    class_logits,
+    class_stats,
+    image_with_proposals,
+    model_config,
+    models,
+    photograph,
+    seeded,
+    spread_scores,
+)
 from balms_det.benchmark.measure import Comparison
-from balms_det.modeling import LongTailPredictor, criterion_from_options
+from balms_det.modeling import LongTailMaskHead, LongTailPredictor, criterion_from_options
 
-IMAGE_SIZE = (800, 1066)  # height and width in pixels of a usual photograph, as LVIS is tested
 SCORE_THRESHOLD = 0.0001  # as in configs/base_lvis.yaml
 NMS_THRESHOLD = 0.5
 
@@ -46,13 +58,13 @@ def box_selection(
     criterion = criterion_from_options(num_classes=classes, options=sigmoid)
     ours = LongTailPredictor(shape, **options, criterion=criterion)
     stock, ours = stock.to(device), ours.to(device)
-    image = _image_with_proposals(proposals, device)
-    for variant, logits in _class_logits(proposals, classes).items():
+    image = image_with_proposals(proposals).to(device)
+    for variant, logits in class_logits(proposals, classes).items():
         logits = logits.to(device)
-        deltas = (0.5 * torch.randn(proposals, 4 * classes, generator=_seeded())).to(device)
+        deltas = (0.5 * torch.randn(proposals, 4 * classes, generator=seeded())).to(device)
         candidates = int((logits.sigmoid() > SCORE_THRESHOLD).sum())
         # Detectron2's classifier has a column for the background, and ignores it with a sigmoid.
-        padded = torch.nn.functional.pad(logits, (0, 1))
+        padded = F.pad(logits, (0, 1))
 
         yield Comparison(
             "detectron2",
@@ -62,6 +74,138 @@ def box_selection(
             variant=variant,
             sizes={"candidates": candidates},
         )
+
+
+def mask_head(device: str, *, classes: int = 1203, detections: int = 300) -> Iterator[Comparison]:
+    """From pooled features of the detections of one image to a mask of each, 28 x 28.
+
+    Args:
+        device: "cpu" or "cuda".
+        classes: K.
+        detections: N.
+    """
+    channels, side = 256, 14
+    shape = ShapeSpec(channels=channels, height=side, width=side)
+    layers = {"num_classes": classes, "conv_dims": [channels] * 5}
+    stock = MaskRCNNConvUpsampleHead(shape, **layers)
+    with torch.no_grad():  # the layer starts so near to zero that all masks would be 0.5
+        stock.predictor.weight.normal_(std=0.1, generator=seeded())
+    ours = LongTailMaskHead(shape, **layers)
+    ours.load_state_dict(stock.state_dict())
+    stock, ours = stock.eval().to(device), ours.eval().to(device)
+    generator = seeded()
+    features = torch.randn(detections, channels, side, side, generator=generator).to(device)
+    found = Instances(IMAGE_SIZE)
+    found.pred_classes = torch.randint(classes, (detections,), generator=generator).to(device)
+
+    def masks(head: torch.nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return head(features, [found])[0].pred_masks
+
+    yield Comparison("detectron2", lambda: masks(ours), lambda: masks(stock), largest_difference)
+
+
+def image(
+    device: str,
+    *,
+    classes: int = 1203,
+    proposals: int = 1000,
+    detections: int = 300,
+    side: int = 800,
+) -> Iterator[Comparison]:
+    """One photograph through a Mask R-CNN R50-FPN, from pixels to masks of its own size.
+
+    The weights are random, and the class scores made to spread as those of a trained detector.
+
+    Args:
+        device: "cpu" or "cuda".
+        classes: K.
+        proposals: that the RPN hands on.
+        detections: how many are kept.
+        side: the shorter one of the network's input, in pixels.
+    """
+    cfg = model_config(
+        device, classes,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", proposals, "TEST.DETECTIONS_PER_IMAGE", detections,
+    )  # fmt: skip
+    stock, ours = models(cfg, "softmax")
+    inputs = photograph(side)
+    for model in (stock, ours):
+        model.eval()
+    spread_scores(stock, inputs)
+    ours.load_state_dict(stock.state_dict())
+
+    def detect(model: torch.nn.Module) -> Instances:
+        with torch.inference_mode():
+            return model([inputs])[0]["instances"]
+
+    yield Comparison(
+        "detectron2",
+        lambda: detect(ours),
+        lambda: detect(stock),
+        largest_difference_of_detections,
+    )
+
+
+def train_step(
+    device: str, *, classes: int = 1203, proposals: int = 1000, images: int = 1, side: int = 800
+) -> Iterator[Comparison]:
+    """Forward, backward and SGD step of a Mask R-CNN R50-FPN.
+
+    The learning rate is zero, so that every repetition does the same work.
+
+    Args:
+        device: "cpu" or "cuda".
+        classes: K.
+        proposals: that the RPN hands on, of which 512 per image are sampled.
+        images: in a batch.
+        side: the shorter one of an image, in pixels.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stats = Path(folder) / "class_stats.json"
+        class_stats(classes).save(stats)
+        cfg = model_config(
+            device, classes,
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN", proposals, "MODEL.LONG_TAIL.STATS_FILE", stats,
+        )  # fmt: skip
+        batch = [annotated(photograph(side, seed), classes, seed) for seed in range(images)]
+        stock, ours = models(cfg, "softmax")
+        yield Comparison(
+            "detectron2",
+            _TrainStep(ours, batch),
+            _TrainStep(stock, batch),
+            _largest_difference_of_losses,
+            variant="softmax",
+        )
+        _, ours = models(cfg, "balanced_sigmoid")
+        yield Comparison(
+            "detectron2 softmax",
+            _TrainStep(ours, batch),
+            _TrainStep(stock, batch),
+            variant="balanced_sigmoid",
+        )
+
+
+class _TrainStep:
+    """One step of training; returns the losses."""
+
+    def __init__(self, model: torch.nn.Module, batch: list[dict[str, Any]]) -> None:
+        self._model = model.train()
+        self._batch = batch
+        self._optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9
+        )
+
+    def __call__(self) -> dict[str, float]:
+        torch.manual_seed(0)  # which proposals are sampled
+        with EventStorage():
+            losses = self._model(self._batch)
+        self._optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self._optimizer.step()
+        values = {name: loss.detach() for name, loss in losses.items()}
+        self._optimizer.zero_grad()
+        return values
 
 
 def largest_difference_of_detections(ours: Instances, peer: Instances) -> float:
@@ -85,36 +229,10 @@ def largest_difference_of_detections(ours: Instances, peer: Instances) -> float:
     return max(float(values.max()) for values in differences if values.numel())
 
 
-def _seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def largest_difference(ours: Tensor, peer: Tensor) -> float:
+    return float((ours.double() - peer.double()).abs().max()) if ours.numel() else 0.0
 
 
-def _image_with_proposals(count: int, device: str) -> Instances:
-    """One image with `count` proposals, several about each of a few dozen objects."""
-    generator = _seeded(1)
-    height, width = IMAGE_SIZE
-    objects = max(1, count // 25)
-    centre = torch.rand(objects, 2, generator=generator) * torch.tensor([width, height])
-    size = 16 * 20 ** torch.rand(objects, 2, generator=generator)  # 16 to 320 pixels
-    which = torch.randint(objects, (count,), generator=generator)
-    jitter = torch.randn(2, count, 2, generator=generator)
-    centre = centre[which] + 0.15 * size[which] * jitter[0]
-    size = size[which] * (0.15 * jitter[1]).exp()
-    boxes = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
-    boxes.clip(IMAGE_SIZE)
-    image = Instances(IMAGE_SIZE)
-    image.proposal_boxes = boxes.to(device)
-    return image
-
-
-def _class_logits(proposals: int, classes: int) -> dict[str, Tensor]:
-    """(R, K) logits of a sigmoid classifier before and after training."""
-    generator = _seeded(2)
-    noise = torch.randn(proposals, classes, generator=generator)
-    # A prior of 0.001, as the classifier starts.
-    untrained = -6.9 + 0.1 * noise
-    # Weak scores that spread over the threshold, and five plausible classes in each RoI.
-    trained = -11 + 2 * noise
-    plausible = torch.randint(classes, (proposals, 5), generator=generator)
-    trained.scatter_(1, plausible, -3 + 2 * torch.randn(proposals, 5, generator=generator))
-    return {"trained scores": trained, "untrained scores": untrained}
+def _largest_difference_of_losses(ours: dict[str, Tensor], peer: dict[str, Tensor]) -> float:
+    assert ours.keys() == peer.keys()
+    return max(largest_difference(ours[name], peer[name]) for name in ours)

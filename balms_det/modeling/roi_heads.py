@@ -47,7 +47,8 @@ class LongTailCascadeROIHeads(CascadeROIHeads):
             return super()._forward_box(features, proposals, targets)
         levels = [features[name] for name in self.box_in_features]
         image_sizes = [image.image_size for image in proposals]
-        probs = []
+        probs: list[tuple[Tensor, ...]] = []
+        boxes: tuple[Tensor, ...] = ()
         for stage, predictor in enumerate(self.box_predictor):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
