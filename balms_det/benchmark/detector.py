@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ from balms_det.benchmark.inputs import (
     spread_scores,
 )
 from balms_det.benchmark.measure import Comparison
-from balms_det.modeling import LongTailMaskHead, LongTailPredictor, criterion_from_options
+from balms_det.modeling import (
+    LongTailMaskHead,
+    LongTailPredictor,
+    criterion_from_options,
+    prepared_for_inference,
+)
 
 SCORE_THRESHOLD = 0.0001  # as in configs/base_lvis.yaml
 NMS_THRESHOLD = 0.5
@@ -139,12 +145,22 @@ def image(
         with torch.inference_mode():
             return model([inputs])[0]["instances"]
 
-    yield Comparison(
-        "detectron2",
-        lambda: detect(ours),
-        lambda: detect(stock),
-        largest_difference_of_detections,
-    )
+    modes = {"defaults": (), "fast convolutions": ("FAST_CONVOLUTIONS", True)}
+    if device == "cuda":
+        modes["float16"] = ("PRECISION", "float16")
+        modes["fastest"] = (*modes["fast convolutions"], *modes["float16"])
+    for variant, options in modes.items():
+        inference = cfg.MODEL.LONG_TAIL.INFERENCE.clone()
+        inference.merge_from_list(list(options))
+        prepared = prepared_for_inference(ours, inference)
+        yield Comparison(
+            "detectron2",
+            partial(detect, prepared),
+            partial(detect, stock),
+            largest_difference_of_detections,
+            variant=variant,
+            dtype=inference.PRECISION,
+        )
 
 
 def train_step(

@@ -3,6 +3,7 @@
 from balms_det.modeling.classifier import CLASSIFIERS, ScaledLinear
 from balms_det.modeling.criterion import METHODS, Criterion, build_criterion
 from balms_det.modeling.decouple import find_modules, freeze_except, is_within
+from balms_det.modeling.execution import PRECISIONS, prepared_for_inference
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
@@ -11,6 +12,7 @@ from balms_det.modeling.roi_heads import LongTailCascadeROIHeads, LongTailROIHea
 __all__ = [
     "CLASSIFIERS",
     "METHODS",
+    "PRECISIONS",
     "Criterion",
     "LongTailCascadeROIHeads",
     "LongTailMaskHead",
@@ -22,4 +24,5 @@ __all__ = [
     "find_modules",
     "freeze_except",
     "is_within",
+    "prepared_for_inference",
 ]
