@@ -23,7 +23,7 @@ KEYS = {
     "work", "device", "dtype", "classes", "peer", "ours_s", "peer_s", "ratio", "ours_peak_mb",
     "peer_peak_mb", "max_abs_diff", "repeat", "versions",
 }  # fmt: skip
-TINY = {"classes": 12, "proposals": 30, "detections": 10, "side": 64}
+TINY = {"classes": 12, "proposals": 30, "detections": 10, "side": 64, "rois": 16}
 
 
 def compare(ours, peer, **kwargs):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from balms_det.benchmark.detector import box_selection, image, mask_head, train_step
+from balms_det.benchmark.losses import loss_step
 from balms_det.benchmark.measure import Comparison, environment, measure
 
 __all__ = ["WORKS", "Comparison", "records", "sizes_of"]
@@ -20,6 +21,7 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
         mask_head,
         image,
         train_step,
+        loss_step,
     )
 }  # fmt: skip
 

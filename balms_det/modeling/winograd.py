@@ -6,7 +6,8 @@ tile of the output comes from a 4 x 4 tile of the input,
     Y = A^T [(G g G^T) * (B^T d B)] A,
 
 with 16 multiplications for 4 outputs instead of 36. Summed over channels, the products are 16
-matrix multiplications. Its constants are 0, 1 and 1/2, so that it is as accurate as direct convolution.
+matrix multiplications. Its constants are 0, 1 and 1/2, so that it is as accurate as a direct
+convolution.
 
 Shapes: N images, C and D channels of input and output, H x W pixels, T tiles.
 """
