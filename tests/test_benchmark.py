@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from balms_det.benchmark import WORKS, Comparison, records, sizes_of
+from balms_det.benchmark import WORKS, Comparison, records, report, sizes_of
 from balms_det.benchmark.detector import largest_difference_of_detections
 from balms_det.benchmark.measure import measure
 from balms_det.errors import InputError
@@ -183,3 +183,54 @@ def test_the_tool_measures_every_combination_of_sizes(tmp_path, capsys):
 def test_sizes_have_defaults_of_lvis():
     assert sizes_of("box_selection") == {"classes": 1203, "proposals": 1000, "detections": 300}
     assert all(math.isfinite(n) and n > 0 for name in WORKS for n in sizes_of(name).values())
+
+
+def stored(**changes):
+    record = {
+        "work": "box_selection", "variant": "", "device": "cpu", "dtype": "float32", "classes": 80,
+        "peer": "detectron2", "ours_s": 0.01, "peer_s": 2.5, "ratio": 250.0,
+        "ours_range_s": [0.009, 0.02], "peer_range_s": [2.0, 3.0], "ours_peak_mb": 10.4,
+        "peer_peak_mb": 100.6, "max_abs_diff": 0.0, "repeat": 5,
+        "sizes": {"classes": 80, "proposals": 1000}, "machine": "a machine",
+        "versions": {"torch": "2.11"}, "command": "python tools/benchmark.py box_selection",
+    }  # fmt: skip
+    return {**record, **changes}
+
+
+def test_a_table_gives_what_was_measured():
+    text = report.markdown([stored(), stored(classes=5, sizes={"classes": 5, "proposals": 1000})])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
+    assert rows[0] == [
+        "work", "classes", "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff.",
+    ]  # fmt: skip
+    assert rows[2] == [
+        "box_selection", "80", "detectron2", "10 ms (9 to 20)", "2.5 s (2 to 3)", "250", "10",
+        "101", "0",
+    ]  # fmt: skip
+    for part in ("1,000 proposals; medians of 5 runs", "a machine.", "torch 2.11.", "```"):
+        assert part in text
+    assert text.count("python tools/benchmark.py box_selection") == 1
+
+
+def test_what_was_not_measured_is_a_dash_and_never_a_zero():
+    nothing = dict.fromkeys(
+        ["peer_s", "ratio", "peer_range_s", "ours_peak_mb", "peer_peak_mb", "max_abs_diff"]
+    )
+    row = report.markdown([stored(**nothing)]).splitlines()[2]
+    assert row.count("| - ") == 5
+    failed = stored(**nothing, peer_error="out of memory")
+    assert "| out of memory |" in report.markdown([failed])
+    part = report.markdown([stored(peer_part=0.1)])
+    assert "detectron2 did 0.1 of the work; its time is scaled to the whole." in part
+
+
+def test_scaling_is_drawn_also_where_the_peer_ran_out_of_memory(tmp_path):
+    few = stored()
+    nothing = dict.fromkeys(["peer_s", "ratio", "peer_range_s", "peer_peak_mb", "max_abs_diff"])
+    many = stored(classes=9000, sizes={"classes": 9000, "proposals": 1000}, **nothing)
+    report.plot_scaling([many, few], str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="there is nothing to plot over"):
+        report.plot_scaling([few, few], str(tmp_path / "other.png"))
+    with pytest.raises(InputError, match="the plot cannot be written"):
+        report.plot_scaling([many, few], str(tmp_path / "no_such_folder" / "plot.png"))
