@@ -145,18 +145,26 @@ def image(
         with torch.inference_mode():
             return model([inputs])[0]["instances"]
 
-    modes = {"defaults": (), "fast convolutions": ("FAST_CONVOLUTIONS", True)}
+    modes: dict[str, dict[str, Any]] = {
+        "defaults": {},
+        "fast convolutions": {"FAST_CONVOLUTIONS": True},
+    }
     if device == "cuda":
-        modes["float16"] = ("PRECISION", "float16")
-        modes["fastest"] = (*modes["fast convolutions"], *modes["float16"])
+        modes["half precision"] = {"PRECISION": "float16"}
+        modes["fast convolutions, half precision"] = {
+            **modes["fast convolutions"],
+            **modes["half precision"],
+        }
     for variant, options in modes.items():
         inference = cfg.MODEL.LONG_TAIL.INFERENCE.clone()
-        inference.merge_from_list(list(options))
-        prepared = prepared_for_inference(ours, inference)
+        inference.update(options)
+        # In half precision against Detectron2 in half precision.
+        peer_inference = cfg.MODEL.LONG_TAIL.INFERENCE.clone()
+        peer_inference.PRECISION = inference.PRECISION
         yield Comparison(
             "detectron2",
-            partial(detect, prepared),
-            partial(detect, stock),
+            partial(detect, prepared_for_inference(ours, inference)),
+            partial(detect, prepared_for_inference(stock, peer_inference)),
             largest_difference_of_detections,
             variant=variant,
             dtype=inference.PRECISION,
@@ -185,36 +193,46 @@ def train_step(
             "MODEL.RPN.POST_NMS_TOPK_TRAIN", proposals, "MODEL.LONG_TAIL.STATS_FILE", stats,
         )  # fmt: skip
         batch = [annotated(photograph(side, seed), classes, seed) for seed in range(images)]
-        stock, ours = models(cfg, "softmax")
-        yield Comparison(
-            "detectron2",
-            _TrainStep(ours, batch),
-            _TrainStep(stock, batch),
-            _largest_difference_of_losses,
-            variant="softmax",
-        )
-        _, ours = models(cfg, "balanced_sigmoid")
-        yield Comparison(
-            "detectron2 softmax",
-            _TrainStep(ours, batch),
-            _TrainStep(stock, batch),
-            variant="balanced_sigmoid",
-        )
+        stock, softmax = models(cfg, "softmax")
+        _, balanced_sigmoid = models(cfg, "balanced_sigmoid")
+        # Detectron2's mixed precision, SOLVER.AMP, is for GPUs.
+        for dtype in ("float32", "float16") if device == "cuda" else ("float32",):
+            peer = _TrainStep(stock, batch, dtype)
+            yield Comparison(
+                "detectron2",
+                _TrainStep(softmax, batch, dtype),
+                peer,
+                _largest_difference_of_losses,
+                variant="softmax",
+                dtype=dtype,
+            )
+            yield Comparison(
+                "detectron2 softmax",
+                _TrainStep(balanced_sigmoid, batch, dtype),
+                peer,
+                variant="balanced_sigmoid",
+                dtype=dtype,
+            )
 
 
 class _TrainStep:
     """One step of training; returns the losses."""
 
-    def __init__(self, model: torch.nn.Module, batch: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, batch: list[dict[str, Any]], dtype: str = "float32"
+    ) -> None:
         self._model = model.train()
+        self._autocast = torch.autocast(
+            model.device.type, getattr(torch, dtype), enabled=dtype != "float32"
+        )
         self._batch = batch
         self._optimizer = torch.optim.SGD(
             [p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9
         )
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> dict[str, Tensor]:
         torch.manual_seed(0)  # which proposals are sampled
-        with EventStorage():
+        with EventStorage(), self._autocast:
             losses = self._model(self._batch)
         self._optimizer.zero_grad()
         sum(losses.values()).backward()

@@ -230,7 +230,7 @@ def _memory_limit(device: str) -> Iterator[None]:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error) or "bad_alloc" in str(error)
+    return any(part in str(error) for part in ("can't allocate memory", "bad_alloc"))
 
 
 def _machine(device: str) -> str:
