@@ -25,6 +25,7 @@ from balms_det.benchmark.inputs import (
     model_config,
     models,
     photograph,
+    propose_objects,
     seeded,
     spread_scores,
 )
@@ -195,6 +196,8 @@ def train_step(
         batch = [annotated(photograph(side, seed), classes, seed) for seed in range(images)]
         stock, softmax = models(cfg, "softmax")
         _, balanced_sigmoid = models(cfg, "balanced_sigmoid")
+        for model in (stock, softmax, balanced_sigmoid):
+            propose_objects(model)
         # Detectron2's mixed precision, SOLVER.AMP, is for GPUs.
         for dtype in ("float32", "float16") if device == "cuda" else ("float32",):
             peer = _TrainStep(stock, batch, dtype)

@@ -67,7 +67,7 @@ def photograph(side: int, seed: int = 0) -> dict[str, Any]:
 
 
 def annotated(inputs: dict[str, Any], classes: int, seed: int = 0) -> dict[str, Any]:
-    """With a dozen objects, LVIS's mean, large enough that random proposals meet them."""
+    """With a dozen objects, LVIS's mean."""
     generator = seeded(seed)
     height, width = inputs["image"].shape[1:]
     extent = torch.tensor([width, height])
@@ -122,6 +122,22 @@ def models(cfg: CfgNode, loss: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     state = {n: v for n, v in ours.state_dict().items() if v.shape == shapes.get(n)}
     stock.load_state_dict(state, strict=False)
     return stock, ours
+
+
+def propose_objects(model: torch.nn.Module) -> None:
+    """Put ten boxes about each object among the proposals in training, as a trained RPN does.
+
+    A random one finds hardly any, and the mask and box losses would have next to nothing to do.
+    """
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
+        for image, targets in zip(output[0], inputs[2], strict=True):
+            objects = targets.gt_boxes.tensor.repeat(10, 1)[: len(image)]
+            size = (objects[:, 2:] - objects[:, :2]).repeat(1, 2)
+            jitter = torch.randn(objects.shape, generator=seeded()).to(objects)
+            image.proposal_boxes.tensor[: len(objects)] = objects + 0.05 * size * jitter
+
+    model.proposal_generator.register_forward_hook(hook)
 
 
 @torch.no_grad()
