@@ -168,6 +168,20 @@ def add_balms_config(cfg: Any) -> None:
     # stage's values (cRT). Release: none.
     cfg.MODEL.LONG_TAIL.DECOUPLE.REINIT = []
 
+    # How evaluation and demo run the model. The defaults give Detectron2's detections; the others
+    # round otherwise. How much faster, and how far apart: docs/PERFORMANCE.md.
+    cfg.MODEL.LONG_TAIL.INFERENCE = CN()
+    # Images at a time. Those of a batch are padded to the largest, which moves scores slightly.
+    cfg.MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE = 1
+    # Fold batch norms into convolutions, run these with channels last in memory, and on a CPU with
+    # Winograd's algorithm: scores differ by some 1e-6.
+    cfg.MODEL.LONG_TAIL.INFERENCE.FAST_CONVOLUTIONS = False
+    # "float32", or "bfloat16" or "float16" where PyTorch's autocast thinks it safe. CPUs without
+    # instructions for it are slower so.
+    cfg.MODEL.LONG_TAIL.INFERENCE.PRECISION = "float32"
+    # torch.compile the backbone, which takes minutes once.
+    cfg.MODEL.LONG_TAIL.INFERENCE.COMPILE_BACKBONE = False
+
     # "SGD" (Detectron2's own) or "AdamW", which learns from scratch in far fewer iterations.
     cfg.SOLVER.OPTIMIZER = "SGD"
 

@@ -124,6 +124,8 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler", "RepeatFactorTrainingSampler"),
         ("DATALOADER.REPEAT_THRESHOLD", 0.0, "more than 0"),
         ("SOLVER.OPTIMIZER", "Adam", "SGD, AdamW"),
+        ("MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE", 0, "1 or more"),
+        ("MODEL.LONG_TAIL.INFERENCE.PRECISION", "half", "float32, bfloat16, float16"),
         ("TEST.LVIS_BACKEND", "pycocotools", "hotcoco, lvis"),
         ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "set it to False"),
         ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, "set it to False"),

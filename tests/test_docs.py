@@ -1,6 +1,7 @@
 """Documents: their numbers are those of the stored runs, and what they name exists."""
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -71,3 +72,34 @@ def test_a_document_without_the_markers_is_refused(tmp_path):
     done = report(ROOT / "docs" / "runs" / "quickstart.json", "--into", tmp_path / "empty.md")
     assert done.returncode == 2
     assert "<!-- report: quickstart -->" in done.stderr
+
+
+PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
+MEASUREMENTS = sorted((ROOT / "docs" / "runs" / "performance").glob("*.json"))
+
+
+def test_the_tables_of_performance_are_those_of_the_stored_measurements(tmp_path):
+    text = PERFORMANCE.read_text(encoding="utf-8")
+    blocks = dict(
+        re.findall(r"<!-- report: (\w+) -->\n(.*?)<!-- /report -->", text, flags=re.DOTALL)
+    )
+    stored = {path.stem for path in MEASUREMENTS}
+    assert stored <= set(blocks)
+    assert {blocks[name].strip() for name in set(blocks) - stored} <= {"Not measured yet."}
+    copy = tmp_path / "PERFORMANCE.md"
+    copy.write_text(text, encoding="utf-8")
+    assert report(*MEASUREMENTS, "--into", copy).returncode == 0
+    assert copy.read_text(encoding="utf-8") == text
+    records = json.loads(MEASUREMENTS[0].read_text())
+    records[0]["ours_s"] *= 2
+    other = tmp_path / MEASUREMENTS[0].name
+    other.write_text(json.dumps(records))
+    assert report(other, "--into", copy).returncode == 0
+    assert copy.read_text(encoding="utf-8") != text
+
+
+@pytest.mark.parametrize("path", MEASUREMENTS, ids=lambda path: path.stem)
+def test_stored_measurements_name_no_machine_and_no_folder(path):
+    for record in json.loads(path.read_text()):
+        assert record["command"].startswith("python tools/benchmark.py ")
+        assert "/home" not in json.dumps(record) and platform.node() not in json.dumps(record)

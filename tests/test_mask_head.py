@@ -7,6 +7,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from balms_det.modeling import mask_head
 from balms_det.modeling.mask_head import LongTailMaskHead
 
 K, CHANNELS, SIDE = 50, 8, 32
@@ -92,7 +93,18 @@ def test_cosine_masks_are_those_of_the_whole_layer(counts):
         shape, num_classes=K, conv_dims=[CHANNELS] * 3, cosine_temperature=20.0
     ).double()
     features, images = batch(counts)
-    x = torch.rand_like(features)
     classes = torch.cat([image.gt_classes for image in images])
-    whole = head.predictor(x)[torch.arange(len(x)), classes][:, None]
-    torch.testing.assert_close(head._own_class_logits(x, images), whole, rtol=1e-10, atol=1e-12)
+    whole = head.layers(features)[torch.arange(len(features)), classes][:, None]
+    torch.testing.assert_close(
+        head._own_class_logits(features, classes), whole, rtol=1e-10, atol=1e-12
+    )
+
+
+def test_masks_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch):
+    theirs, ours = heads()
+    features, images = batch([20, 7, 13])
+    whole = [image.pred_masks for image in theirs.eval()(features, images)]
+    for size in (1, 16, 300):
+        monkeypatch.setattr(mask_head, "_CHUNK_ON_CPU", size)
+        masks = [image.pred_masks for image in ours.eval()(features, images)]
+        torch.testing.assert_close(masks, whole, rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tiny_model import SIZE, batch, stats_file, tiny_cfg
@@ -169,6 +170,26 @@ def test_a_sigmoid_classifier_starts_at_its_prior_in_every_stage(tmp_path, opts)
 def test_each_cascade_stage_regresses_in_units_of_its_own(tmp_path):
     weights = [p.box2box_transform.weights for p in predictors(build(tmp_path, *CASCADE))]
     assert len(set(weights)) == 3
+
+
+@pytest.mark.parametrize("num_classes", [K, 300])  # few candidates, and many
+def test_a_cascade_selects_what_detectron2_selects(tmp_path, num_classes):
+    opts = [*CASCADE, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 30]
+    opts += ["MODEL.ROI_HEADS.NUM_CLASSES", num_classes]
+    torch.manual_seed(0)
+    stats = stats_file(tmp_path, num_classes)
+    model = build_model(tiny_cfg("MODEL.LONG_TAIL.STATS_FILE", stats, *opts)).eval()
+    with torch.no_grad():
+        images = model.preprocess_image(batch())
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features)
+        expected = CascadeROIHeads._forward_box(model.roi_heads, features, proposals)
+        actual = model.roi_heads._forward_box(features, proposals)
+    for found, reference in zip(actual, expected, strict=True):
+        assert len(found) == len(reference) == 30
+        assert torch.equal(found.scores, reference.scores)
+        assert torch.equal(found.pred_classes, reference.pred_classes)
+        assert torch.equal(found.pred_boxes.tensor, reference.pred_boxes.tensor)
 
 
 def test_statistics_of_another_number_of_classes_are_refused(tmp_path):

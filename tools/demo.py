@@ -42,6 +42,7 @@ from balms_det.engine import (
     run_tool,
 )
 from balms_det.errors import InputError
+from balms_det.modeling import prepared_for_inference
 from balms_det.visualize import draw_predictions
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -184,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         cfg.freeze()
         predictor = DefaultPredictor(cfg)
     LongTailCheckpointer(predictor.model).load(weights)
+    inference = cfg.MODEL.LONG_TAIL.INFERENCE
+    predictor.model = prepared_for_inference(predictor.model, inference)
 
     taken: dict[str, str] = {}
     for path in images:

@@ -5,9 +5,12 @@ Every number in this project's documents comes from a stored run through this to
     python tools/report.py output/demo                       print the run's table as Markdown
     python tools/report.py output/demo --save docs/runs/quickstart.json
     python tools/report.py docs/runs/quickstart.json --into README.md
+    python tools/report.py docs/runs/performance/*.json --into docs/PERFORMANCE.md
+    python tools/report.py docs/runs/performance/classes.json --plot docs/images/classes.png
 
---into replaces what stands between <!-- report: RUN --> and <!-- /report --> in a document, where
-RUN is the stored run's file name without .json.
+What tools/benchmark.py --json wrote is a run too; --plot draws how its times grow with the number
+of classes or proposals. --into replaces what stands between <!-- report: RUN --> and
+<!-- /report --> in a document, where RUN is the stored run's file name without .json.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from typing import Any
 import orjson
 
 from balms_det.atomic_file import atomic_file
+from balms_det.benchmark import report as benchmark_report
 from balms_det.engine import run_tool
 from balms_det.errors import InputError
 from balms_det.evaluation.report import METRICS
@@ -37,7 +41,8 @@ def load_run(path: Path) -> dict[str, Any]:
         InputError: there are no results.
     """
     if path.is_file():
-        return orjson.loads(path.read_bytes())
+        run = orjson.loads(path.read_bytes())
+        return {"name": path.stem, "records": run} if isinstance(run, list) else run
     results = path / "inference" / "lvis_results.json"
     metrics = path / "metrics.json"
     if not (results.is_file() and metrics.is_file()):
@@ -80,6 +85,17 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """A table of trained runs, or of measurements."""
+    measured = [record for run in runs for record in run.get("records", [])]
+    trained = [run for run in runs if "records" not in run]
+    tables = [
+        *([benchmark_report.markdown(measured)] if measured else []),
+        *([markdown(trained)] if trained else []),
+    ]
+    return "\n\n".join(tables)
+
+
 def replace_block(document: str, name: str, content: str) -> str:
     """`document` with `content` between the markers of `name`.
 
@@ -103,9 +119,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR|RUN.json")
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
+    parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw measurements")
     args = parser.parse_args(argv)
 
     runs = [load_run(path) for path in args.runs]
+    if args.plot:
+        records = [record for run in runs for record in run.get("records", [])]
+        benchmark_report.plot_scaling(records, str(args.plot))
     if args.save:
         if len(runs) != 1:
             raise InputError(f"--save stores one run, but {len(runs)} are given; give one")
@@ -115,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.into:
         text = args.into.read_text(encoding="utf-8")
         for run in runs:
-            text = replace_block(text, run["name"], markdown([run]))
+            text = replace_block(text, run["name"], table([run]))
         with atomic_file(args.into) as file:
             file.write(text.encode())
     else:
-        print(markdown(runs))
+        print(table(runs))
 
 
 if __name__ == "__main__":

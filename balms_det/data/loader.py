@@ -107,7 +107,12 @@ def build_test_loader(cfg: Any, dataset_name: str) -> DataLoader:
     """The images of one data set, each once, split between the processes."""
     mapper = LongTailDatasetMapper(cfg, is_train=False)
     with _dataset_errors(cfg, [dataset_name]):
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(
+            cfg,
+            dataset_name,
+            mapper=mapper,
+            batch_size=cfg.MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE,
+        )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from balms_det.data import build_test_loader, build_train_loader
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import find_modules, freeze_except
+from balms_det.modeling import find_modules, freeze_except, prepared_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,12 @@ class LongTailTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: Any, model: torch.nn.Module, evaluators: Any = None) -> Any:
+        """As Detectron2's, with the model run as MODEL.LONG_TAIL.INFERENCE says."""
+        prepared = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
+        return super().test(cfg, prepared, evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluator:

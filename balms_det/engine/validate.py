@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.errors import InputError
-from balms_det.modeling import CLASSIFIERS, METHODS, PLAIN_LOSSES, is_within
+from balms_det.modeling import CLASSIFIERS, METHODS, PLAIN_LOSSES, PRECISIONS, is_within
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -38,6 +38,11 @@ def validate_config(cfg: CfgNode) -> None:
             "DATALOADER.SAMPLER_TRAIN",
             cfg.DATALOADER.SAMPLER_TRAIN,
             (*DETECTRON2_SAMPLERS, *SAMPLERS),
+        ),
+        (
+            "MODEL.LONG_TAIL.INFERENCE.PRECISION",
+            long_tail.INFERENCE.PRECISION,
+            tuple(PRECISIONS),
         ),
         ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
         ("SOLVER.META.LOSS", cfg.SOLVER.META.LOSS, ("plain", "shifted")),
@@ -74,6 +79,18 @@ def validate_config(cfg: CfgNode) -> None:
             long_tail.POSTHOC.NAME,
             long_tail.POSTHOC.NAME == "none" or cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"),
             "'none', or MODEL.ROI_HEADS.NAME to LongTailROIHeads or LongTailCascadeROIHeads",
+        ),
+        (
+            "MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE",
+            long_tail.INFERENCE.BATCH_SIZE,
+            long_tail.INFERENCE.BATCH_SIZE >= 1,
+            "the number of images at a time, 1 or more",
+        ),
+        (
+            "MODEL.LONG_TAIL.INFERENCE.PRECISION",
+            long_tail.INFERENCE.PRECISION,
+            long_tail.INFERENCE.PRECISION != "float16" or cfg.MODEL.DEVICE != "cpu",
+            "'float32' or 'bfloat16' on a CPU, where few operations have 'float16'",
         ),
         (
             "DATALOADER.REPEAT_THRESHOLD",

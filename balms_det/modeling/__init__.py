@@ -3,6 +3,7 @@
 from balms_det.modeling.classifier import CLASSIFIERS, ScaledLinear
 from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES, Criterion, build_criterion
 from balms_det.modeling.decouple import find_modules, freeze_except, is_within
+from balms_det.modeling.execution import PRECISIONS, prepared_for_inference
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
@@ -12,6 +13,7 @@ __all__ = [
     "CLASSIFIERS",
     "METHODS",
     "PLAIN_LOSSES",
+    "PRECISIONS",
     "Criterion",
     "LongTailCascadeROIHeads",
     "LongTailMaskHead",
@@ -23,4 +25,5 @@ __all__ = [
     "find_modules",
     "freeze_except",
     "is_within",
+    "prepared_for_inference",
 ]

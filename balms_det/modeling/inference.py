@@ -5,22 +5,69 @@ Shapes and names used throughout:
     candidate: one (RoI, class) pair whose score exceeds the threshold. There are up to R * K.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
+from detectron2.layers import batched_nms
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-# Up to as many candidates Detectron2's own selection is fast. It is also another computation there:
-# torchvision then suppresses all classes at once, with boxes moved apart by class, which rounds
-# overlaps differently. Equal results mean leaving these images to it.
-_FEW_CANDIDATES = 1000
+# Up to as many candidates torchvision suppresses all classes at once, with boxes moved apart by
+# class, which rounds overlaps differently. Equal results mean doing the same.
+_FEW_CANDIDATES = {"cpu": 1000, "cuda": 25_000}
 # Most candidates of one image survive suppression, so that a few times as many suffice.
 _FIRST_CHUNK = 4
+# Scores are ruled out by the best of as many at a time.
+_BLOCK = 64
+# Boxes decoded from deltas and proposals up to this are finite.
+_BOUND = 1e15
+# Classes with more candidates in a chunk are left to torchvision, for pairs grow with the square.
+_SMALL_CLASS = 32
+# And so are overlaps this near to the threshold: torchvision's compilers may round them otherwise.
+_TOO_CLOSE = 1e-5
+
+
+@dataclass(frozen=True)
+class PredictedBoxes:
+    """The boxes of one image's RoIs, class-specific or not, decoded where they are looked at.
+
+    Attributes:
+        values: (R, 4 * K) or (R, 4) box deltas, or without `proposals` the boxes themselves,
+            x1 y1 x2 y2 in pixels.
+        proposals: (R, 4) boxes that the deltas are relative to.
+        transform: decodes them.
+    """
+
+    values: Tensor
+    proposals: Tensor | None = None
+    transform: Box2BoxTransform | None = None
+
+    def all(self) -> Tensor:
+        """(R, 4 * K) or (R, 4) boxes."""
+        if self.proposals is None:
+            return self.values
+        return self.transform.apply_deltas(self.values, self.proposals)
+
+    def at(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """(N, 4) boxes of the RoIs in `rows` for `classes`, both (N,) int64."""
+        values = self.values.unflatten(1, (-1, 4))
+        values = values[rows, classes if values.shape[1] > 1 else 0]
+        if self.proposals is None:
+            return values
+        return self.transform.apply_deltas(values, self.proposals[rows])
+
+    def are_bounded(self) -> Tensor:
+        """Whether, for certain, all boxes are finite: a bool scalar."""
+        bounded = _is_bounded(self.values)
+        return bounded if self.proposals is None else bounded & _is_bounded(self.proposals)
 
 
 def select_detections(
-    boxes: Tensor,
+    boxes: PredictedBoxes,
     scores: Tensor,
     image_shape: tuple[int, int],
     score_thresh: float,
@@ -35,7 +82,7 @@ def select_detections(
     follows can neither be kept nor change what is.
 
     Args:
-        boxes: (R, 4 * K) or (R, 4), class-specific or class-agnostic, x1 y1 x2 y2 in pixels.
+        boxes: of R RoIs.
         scores: (R, K + 1) probabilities.
         image_shape: (height, width) in pixels, to which boxes are clipped.
         score_thresh: candidates must score higher.
@@ -47,54 +94,172 @@ def select_detections(
         (N,) row of each in the arguments without their rows that are not finite, both exactly as
         :func:`detectron2.modeling.roi_heads.fast_rcnn.fast_rcnn_inference_single_image` has them.
     """
-    finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
-    if not finite.all():
-        boxes, scores = boxes[finite], scores[finite]
-    candidate_scores = scores[:, :-1].flatten()  # (R * K,), RoI by RoI
-    num_candidates = int((candidate_scores > score_thresh).sum())
-    if num_candidates <= _FEW_CANDIDATES:
-        return fast_rcnn_inference_single_image(
-            boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image
-        )
-
-    if topk_per_image < 0:
-        topk_per_image = num_candidates
-    num_classes = scores.shape[1] - 1
-    boxes = boxes.view(len(boxes), -1, 4)
-    chunk = min(_FIRST_CHUNK * topk_per_image, num_candidates)
-    while True:
-        # With everything that ties with the last, or the order among ties would be lost.
-        worst = candidate_scores.topk(chunk).values[-1]
-        best = (candidate_scores >= worst).nonzero()[:, 0]
-        best = best[candidate_scores[best].sort(descending=True, stable=True).indices]
-        rows, classes = best // num_classes, best % num_classes
-        best_boxes = Boxes(boxes[rows, classes if boxes.shape[1] > 1 else 0])
-        best_boxes.clip(image_shape)
-        keep = _class_wise_nms(best_boxes.tensor, candidate_scores[best], classes, nms_thresh)
-        if len(keep) >= topk_per_image or len(best) >= num_candidates:
-            break
-        chunk = min(_FIRST_CHUNK * chunk, num_candidates)
-
-    keep = keep[:topk_per_image]
+    options = (image_shape, score_thresh, nms_thresh, topk_per_image)
+    is_finite = boxes.are_bounded() & _is_bounded(scores)
+    index = _selected(boxes, scores, *options, is_finite=is_finite)
+    if index is None:
+        decoded = boxes.all()
+        finite = decoded.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+        boxes, scores = PredictedBoxes(decoded[finite]), scores[finite]
+        index = _selected(boxes, scores, *options, is_finite=torch.ones_like(is_finite))
+        assert index is not None
+    rows, classes = _rows_and_classes(index, scores)
     result = Instances(image_shape)
-    result.pred_boxes = best_boxes[keep]
-    result.scores = candidate_scores[best[keep]]
-    result.pred_classes = classes[keep]
-    return result, rows[keep]
+    result.pred_boxes = Boxes(_clipped(boxes.at(rows, classes), image_shape))
+    result.scores = scores[rows, classes]
+    result.pred_classes = classes
+    return result, rows
 
 
-def _class_wise_nms(boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float) -> Tensor:
+def _selected(
+    boxes: PredictedBoxes,
+    scores: Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+    *,
+    is_finite: Tensor,
+) -> Tensor | None:
+    """(N,) indices of the detections, the best first, into the flat scores of the classes.
+
+    None where `is_finite`, a bool scalar, is false.
+    """
+    flat_scores = scores[:, :-1].flatten()  # (R * K,), RoI by RoI
+    num_candidates = torch.count_nonzero(flat_scores > score_thresh)
+    chunk = len(flat_scores) if topk_per_image < 0 else max(1, _FIRST_CHUNK * topk_per_image)
+    while True:
+        best, index = _best(flat_scores, min(chunk, len(flat_scores)))
+        rows, classes = _rows_and_classes(index, scores)
+        chunk_boxes = _clipped(boxes.at(rows, classes), image_shape).float()
+        # The one question to the device: a chunk is small, and what follows a loop of decisions.
+        (finite, total), best_, index_, classes_, boxes_ = _to_host(
+            torch.stack([is_finite, num_candidates]), best, index, classes, chunk_boxes
+        )
+        if not finite:
+            return None
+        if total <= _FEW_CANDIDATES.get(scores.device.type, 0):
+            index = (flat_scores > score_thresh).nonzero()[:, 0]
+            rows, classes = _rows_and_classes(index, scores)
+            few_boxes = _clipped(boxes.at(rows, classes), image_shape)
+            keep = batched_nms(few_boxes, flat_scores[index], classes, nms_thresh)
+            return index[keep] if topk_per_image < 0 else index[keep[:topk_per_image]]
+
+        order = np.lexsort((index_, -best_))[: int(total)]  # equal scores by their index
+
+        def exact_nms(
+            members: np.ndarray,
+            order: np.ndarray = order,
+            boxes: Tensor = chunk_boxes,
+            scores: Tensor = best,
+        ) -> np.ndarray:
+            which = _to_device(order[members], boxes.device)
+            return members[nms(boxes[which], scores[which], nms_thresh).cpu().numpy()]
+
+        keep = _class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact_nms)
+        is_all = len(order) == total
+        if not is_all:
+            # Others that tie with the last may lie beyond the chunk.
+            keep = keep[best_[order[keep]] > best_[order[-1]]]
+        if is_all or len(keep) >= topk_per_image:
+            keep = order[keep] if topk_per_image < 0 else order[keep[:topk_per_image]]
+            return index[_to_device(keep, index.device)]
+        chunk *= _FIRST_CHUNK
+
+
+def _rows_and_classes(index: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and class of every index into the flat scores of the classes."""
+    num_classes = scores.shape[1] - 1
+    return index // num_classes, index % num_classes
+
+
+def _clipped(boxes: Tensor, image_shape: tuple[int, int]) -> Tensor:
+    # As Boxes.clip, which also asks the device whether all is finite.
+    height, width = image_shape
+    limits = (width, height, width, height)
+    return torch.stack([boxes[:, i].clamp(0, limit) for i, limit in enumerate(limits)], dim=1)
+
+
+def _is_bounded(values: Tensor) -> Tensor:
+    if not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    low, high = values.aminmax()  # NaN if any is
+    return (low > -_BOUND) & (high < _BOUND)
+
+
+def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of the (N,) values, and their indices.
+
+    Which of those that tie with the least of them is open.
+    """
+    blocks = values[: len(values) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    if len(blocks) < count:
+        return tuple(values.topk(count))
+    # They lie in the blocks whose best are the best, or in the rest that makes no block.
+    which = blocks.amax(dim=1).topk(count, sorted=False).indices
+    within = which[:, None] * _BLOCK + torch.arange(_BLOCK, device=values.device)
+    rest = torch.arange(blocks.numel(), len(values), device=values.device)
+    index = torch.cat([within.flatten(), rest])
+    best, position = values[index].topk(count, sorted=False)
+    return best, index[position]
+
+
+def _to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Arrays of the tensors, in float64, fetched all at once."""
+    flat = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
+    parts = np.split(flat, ends)
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
+    """An index tensor; the host does not wait for its copy."""
+    return torch.from_numpy(indices).to(device, non_blocking=True)
+
+
+def _class_wise_nms(
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    nms_thresh: float,
+    exact_nms: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     """Positions that survive suppression within their class, in the given order.
 
     Args:
-        boxes: (N, 4). scores: (N,), descending. classes: (N,) int64.
+        boxes: (N, 4), the best-scored first.
+        classes: (N,).
+        nms_thresh: as of :func:`select_detections`.
+        exact_nms: of the members of one class, those that survive by torchvision's reckoning;
+            positions in and out.
     """
-    keep = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    members_by_class = classes.argsort(stable=True).split(
-        classes.unique(return_counts=True)[1].tolist()
-    )
-    for members in members_by_class:
-        if len(members) > 1:
-            keep[members] = False
-            keep[members[nms(boxes[members].float(), scores[members], nms_thresh)]] = True
-    return keep.nonzero()[:, 0]
+    order = classes.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(classes[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    start, size = starts.repeat(sizes), sizes.repeat(sizes)  # of the class of each
+    # Every member with each better one of its class, for classes with few members.
+    betters = np.where(size <= _SMALL_CLASS, np.arange(len(order)) - start, 0)
+    worse = np.arange(len(order)).repeat(betters)
+    better = np.arange(len(worse)) - (betters.cumsum() - betters - start).repeat(betters)
+    overlaps = _overlaps(boxes[order[better]], boxes[order[worse]])
+    suppresses = overlaps > nms_thresh
+    survives = np.ones(len(order), dtype=bool)
+    for i, j in zip(better[suppresses].tolist(), worse[suppresses].tolist(), strict=True):
+        # They come by their worse member, so that what becomes of the better one is settled.
+        if survives[i]:
+            survives[j] = False
+    unclear = start[better[np.abs(overlaps - nms_thresh) < _TOO_CLOSE]]
+    for at in np.union1d(starts[sizes > _SMALL_CLASS], unclear):
+        members = order[at : at + size[at]]
+        survives[at : at + size[at]] = np.isin(members, exact_nms(members))
+    return np.sort(order[survives])
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) IoU of each of the (N, 4) boxes with its counterpart; NaN where both are empty."""
+    boxes, others = boxes.astype(np.float32), others.astype(np.float32)
+    top_left = np.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = np.minimum(boxes[:, 2:], others[:, 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=1)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others)]
+    with np.errstate(invalid="ignore"):
+        return intersection / (areas[0] + areas[1] - intersection)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from balms_det.modeling.classifier import CosineConv2d
 
+_CHUNK_ON_CPU = 32  # instances whose layers fit into a cache of some ten megabytes
+
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class LongTailMaskHead(MaskRCNNConvUpsampleHead):
@@ -63,29 +65,35 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         Returns:
             The loss in training; `instances` with ``pred_masks`` in inference.
         """
-        for layer in self.children():
-            if layer is not self.predictor:
-                x = layer(x)
-        logits = self._own_class_logits(x, instances)
+        field = "gt_classes" if self.training else "pred_classes"
+        classes = [each.get(field) for each in instances if len(each)]
+        classes = torch.cat(classes) if classes else x.new_zeros(0, dtype=torch.int64)
         # With one channel Detectron2's functions take the masks for class-agnostic ones.
         if self.training:
+            logits = self._own_class_logits(x, classes)
             return {
                 "loss_mask": mask_rcnn_loss(logits, instances, self.vis_period) * self.loss_weight
             }
+        # An instance's mask depends on no other's. A few at a time stay in a processor's cache.
+        size = _CHUNK_ON_CPU if x.device.type == "cpu" else max(1, len(x))
+        chunks = zip(x.split(size), classes.split(size), strict=True)
+        logits = torch.cat([self._own_class_logits(*chunk) for chunk in chunks])
         mask_rcnn_inference(logits, instances)
         return instances
 
-    def _own_class_logits(self, x: Tensor, instances: list[Instances]) -> Tensor:
-        """(N, C, H, W) features -> (N, 1, H, W) mask logits, each of its instance's class."""
+    def _own_class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
+        """(N, C_in, H_in, W_in) features, (N,) classes -> (N, 1, H, W) logits of these classes."""
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.children():
+            if layer is not self.predictor:
+                x = layer(x)
         if self.predictor.out_channels == 1:
             return self.predictor(x)
-        field = "gt_classes" if self.training else "pred_classes"
-        classes = [each.get(field) for each in instances if len(each)]
-        index = torch.cat(classes) if classes else x.new_zeros(0, dtype=torch.int64)
-        weight = self.predictor.weight[index]  # (N, C, 1, 1)
+        weight = self.predictor.weight[classes]  # (N, C, 1, 1)
         if isinstance(self.predictor, CosineConv2d):
             x, weight = self.predictor.normalised(x, weight)
-        bias = self.predictor.bias[index][:, None, None]
-        return torch.baddbmm(bias, weight.flatten(1)[:, None], x.flatten(2)).unflatten(
-            2, x.shape[2:]
-        )
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
+        bias = self.predictor.bias[classes][:, None, None]
+        logits = torch.baddbmm(bias, pixels, weight.flatten(2))
+        return logits.view(len(x), 1, *x.shape[2:])

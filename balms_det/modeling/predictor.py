@@ -1,6 +1,7 @@
 """The last layers of the box head: class logits and box deltas, for every method alike."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,29 @@ from balms_det.class_stats import ClassStats
 from balms_det.errors import InputError
 from balms_det.modeling.classifier import choose_classifier
 from balms_det.modeling.criterion import Criterion, build_criterion
-from balms_det.modeling.inference import select_detections
+from balms_det.modeling.inference import PredictedBoxes, select_detections
+
+
+@dataclass(frozen=True)
+class ClassDeltas:
+    """Box deltas of R RoIs for any of K classes, computed for those that are asked for.
+
+    Training asks for those of a RoI's own class; with a thousand classes the others are most of the
+    predictor's work.
+
+    Attributes:
+        features: (R, C) of the RoIs.
+        layer: from C to 4 * K.
+    """
+
+    features: Tensor
+    layer: nn.Linear
+
+    def at(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """(N, 4) deltas of the RoIs in `rows` for `classes`, both (N,) int64."""
+        weight = self.layer.weight.unflatten(0, (-1, 4))[classes]  # (N, 4, C)
+        bias = self.layer.bias.unflatten(0, (-1, 4))[classes]
+        return torch.baddbmm(bias[:, :, None], weight, self.features[rows, :, None])[:, :, 0]
 
 
 class LongTailPredictor(FastRCNNOutputLayers):
@@ -78,13 +101,23 @@ class LongTailPredictor(FastRCNNOutputLayers):
             "tau_norm": posthoc.STRENGTH if posthoc.NAME == "tau_norm" else 0.0,
         }
 
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | ClassDeltas]:
+        """(R, ...) features of the RoIs of all images -> (R, num_logits) logits, and box deltas.
+
+        The deltas are (R, 4K) or (R, 4), or class-specific and in training, :class:`ClassDeltas`.
+        """
+        if not self.training or self.bbox_pred.out_features == 4:
+            return super().forward(x)
+        x = x.flatten(1)
+        return self.cls_score(x), ClassDeltas(x, self.bbox_pred)
+
     def losses(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+        self, predictions: tuple[Tensor, Tensor | ClassDeltas], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         """Classification and box regression losses of one batch.
 
         Args:
-            predictions: ((R, num_logits) logits, (R, 4K or 4) box deltas) of all images.
+            predictions: of :meth:`forward`, for all images.
             proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, where there is an
                 object, ``gt_boxes``.
 
@@ -92,7 +125,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
             "loss_cls" and "loss_box_reg", scalars, each per sampled proposal.
         """
         logits, deltas = predictions
-        empty = deltas.new_zeros((0, 4))
+        empty = logits.new_zeros((0, 4), dtype=torch.float32)
         gt_classes = cat([logits.new_zeros(0).long(), *(p.gt_classes for p in proposals)])
         proposal_boxes = cat([empty, *(p.proposal_boxes.tensor for p in proposals)])
         # An image without objects has no gt_boxes; its proposals are all background, whose boxes
@@ -107,33 +140,55 @@ class LongTailPredictor(FastRCNNOutputLayers):
             ]
         )
         _log_foreground_accuracy(logits, gt_classes, self.num_classes)
+        if isinstance(deltas, ClassDeltas):
+            rows = (gt_classes < self.num_classes).nonzero()[:, 0]
+            own = deltas.at(rows, gt_classes[rows])
+            # Of the background, whose boxes no loss looks at, they are zero.
+            deltas = own.new_zeros(len(gt_classes), 4).index_put((rows,), own)
         losses = {
             "loss_cls": self.criterion(logits, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
+    def predict_boxes_for_gt_classes(
+        self, predictions: tuple[Tensor, Tensor | ClassDeltas], proposals: list[Instances]
+    ) -> tuple[Tensor, ...]:
+        """Per image, (R_i, 4) boxes of each proposal's own class, of any for the background."""
+        logits, deltas = predictions
+        if isinstance(deltas, ClassDeltas):
+            classes = cat([p.gt_classes for p in proposals]).clamp(max=self.num_classes - 1)
+            deltas = deltas.at(torch.arange(len(classes), device=classes.device), classes)
+        return super().predict_boxes_for_gt_classes((logits, deltas), proposals)
+
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """Per image, the detections, and the (N,) index of the proposal that each came from."""
+        probs = self.predict_probs(predictions, proposals)
+        deltas = predictions[1].split([len(image) for image in proposals])
         selected = [
-            select_detections(
-                boxes,
+            self.select(
+                PredictedBoxes(image_deltas, image.proposal_boxes.tensor, self.box2box_transform),
                 scores,
                 image.image_size,
-                self.test_score_thresh,
-                self.test_nms_thresh,
-                self.test_topk_per_image,
             )
-            for boxes, scores, image in zip(
-                self.predict_boxes(predictions, proposals),
-                self.predict_probs(predictions, proposals),
-                proposals,
-                strict=True,
-            )
+            for image_deltas, scores, image in zip(deltas, probs, proposals, strict=True)
         ]
         return [detections for detections, _ in selected], [rows for _, rows in selected]
+
+    def select(
+        self, boxes: PredictedBoxes, scores: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Instances, Tensor]:
+        """:func:`select_detections` with the thresholds of the configuration."""
+        return select_detections(
+            boxes,
+            scores,
+            image_size,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

@@ -1,0 +1,264 @@
+"""Time and memory of one work, done by us and by a peer on the same input.
+
+Times are of the same process, ours and the peer's in turn, so that what else the machine does
+touches both alike; what is compared is their medians.
+"""
+
+import ctypes
+import gc
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "torch", "torchvision", "detectron2", "hotcoco", "lvis", "faster-coco-eval", "mmdet", "numpy",
+)  # fmt: skip
+
+_PROC = Path("/proc/self")
+_MB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is measured: two callables that do the same work.
+
+    Attributes:
+        peer_name: whose way of doing it `peer` is, e.g. "detectron2".
+        ours: does the work once and returns its outputs.
+        peer: the same by the peer; None where there is none.
+        difference: the largest absolute difference between the outputs of `ours` and of `peer`;
+            None where these are not comparable.
+        variant: tells several comparisons of one work apart.
+        dtype: of `ours`.
+        sizes: how much work it is, by name.
+        peer_part: the part of the work that `peer` does, where all of it would take too long; its
+            time is divided by it.
+    """
+
+    peer_name: str
+    ours: Callable[[], Any]
+    peer: Callable[[], Any] | None
+    difference: Callable[[Any, Any], float] | None = None
+    variant: str = ""
+    dtype: str = "float32"
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    peer_part: float = 1.0
+
+
+def measure(comparison: Comparison, *, device: str, repeat: int) -> dict[str, Any]:
+    """The measured part of a record: times in seconds, memory in MB (2^20 bytes).
+
+    Both sides first run once to warm up (unless `repeat` is one, for works that take minutes), once
+    for their outputs and memory, and then `repeat` times in turn for their times.
+
+    A peer that runs out of memory has None for its numbers and "peer_error" "out of memory".
+    """
+    gc.collect()
+    gc.freeze()  # collections between the runs need not look at what is there already
+    try:
+        return _measure(comparison, device, repeat)
+    finally:
+        gc.unfreeze()
+
+
+def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]:
+    ours = _Side(comparison.ours, device)
+    peer = _Side(comparison.peer, device) if comparison.peer else None
+    error = None
+    if repeat > 1:
+        ours.run()
+    outputs = ours.measure_memory()
+    difference = None
+    if peer is not None:
+        try:
+            with _memory_limit(device):
+                if repeat > 1:
+                    peer.run()
+                peer_outputs = peer.measure_memory()
+        except (MemoryError, RuntimeError) as failure:
+            if not _is_out_of_memory(failure):
+                raise
+            peer, error = None, "out of memory"
+        else:
+            if comparison.difference is not None:
+                difference = float(comparison.difference(outputs, peer_outputs))
+                assert math.isfinite(difference)  # JSON would turn it to null: "not compared"
+            del peer_outputs
+    del outputs
+    sides = [side for side in (ours, peer) if side]
+    for i in range(repeat):
+        for side in sides if i % 2 == 0 else sides[::-1]:
+            side.measure_time()
+
+    part = comparison.peer_part
+    ours_s = statistics.median(ours.seconds)
+    peer_s = statistics.median(peer.seconds) / part if peer else None
+    record = {
+        "ours_s": ours_s,
+        "peer_s": peer_s,
+        "ratio": peer_s / ours_s if peer_s is not None else None,
+        "ours_range_s": [min(ours.seconds), max(ours.seconds)],
+        "peer_range_s": [min(peer.seconds) / part, max(peer.seconds) / part] if peer else None,
+        "ours_peak_mb": ours.peak_mb,
+        "peer_peak_mb": peer.peak_mb if peer else None,
+        "max_abs_diff": difference,
+        "repeat": repeat,
+    }
+    if part != 1:
+        record["peer_part"] = part
+    if error:
+        record["peer_error"] = error
+    return record
+
+
+def environment(device: str) -> dict[str, Any]:
+    """The machine, without its name, and the versions that take part in a measurement."""
+    return {"machine": _machine(device), "versions": _versions()}
+
+
+class _Side:
+    """One of the two, with what has been measured of it."""
+
+    def __init__(self, work: Callable[[], Any], device: str) -> None:
+        self.run = work
+        self.seconds: list[float] = []
+        self.peak_mb: float | None = None
+        self._on_cuda = torch.device(device).type == "cuda"
+
+    def measure_time(self) -> None:
+        gc.collect()  # or a collection of the other side's garbage may fall into this one's time
+        self._synchronize()
+        start = time.perf_counter()
+        outputs = self.run()
+        self._synchronize()
+        self.seconds.append(time.perf_counter() - start)
+        del outputs
+
+    def measure_memory(self) -> Any:
+        """Run once, note the largest memory beyond what was held before, return the outputs."""
+        gc.collect()
+        peak = _cuda_memory if self._on_cuda else _process_memory
+        with peak() as measured:
+            outputs = self.run()
+            self._synchronize()
+        self.peak_mb = measured.get("peak_mb")
+        return outputs
+
+    def _synchronize(self) -> None:
+        if self._on_cuda:
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def _cuda_memory() -> Iterator[dict[str, float]]:
+    """Measures what PyTorch allocates on the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    measured: dict[str, float] = {}
+    yield measured
+    measured["peak_mb"] = (torch.cuda.max_memory_allocated() - before) / _MB
+
+
+@contextmanager
+def _process_memory() -> Iterator[dict[str, float]]:
+    """Measures this process's resident memory, on Linux.
+
+    Memory that was freed but kept for later allocations would hide new ones; so it is given back
+    first, and the kernel's high-water mark is set back to what is held now.
+    """
+    measured: dict[str, float] = {}
+    if not _give_back_memory():
+        yield measured
+        return
+    before = _process_status("VmRSS")
+    yield measured
+    measured["peak_mb"] = (_process_status("VmHWM") - before) / _MB
+
+
+def _give_back_memory() -> bool:
+    """Return freed memory to the kernel and reset the high-water mark; False where impossible."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        (_PROC / "clear_refs").write_text("5")
+    except (OSError, AttributeError):  # another C library, or a kernel that keeps the file closed
+        return False
+    return True
+
+
+def _process_status(name: str) -> int:
+    """A field of the process's status, in bytes."""
+    for line in (_PROC / "status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return 1024 * int(value.split()[0])
+    raise KeyError(name)
+
+
+@contextmanager
+def _memory_limit(device: str) -> Iterator[None]:
+    """Let a work that needs more memory than the machine has fail, instead of being killed."""
+    if torch.device(device).type == "cuda" or not sys.platform.startswith("linux"):
+        yield  # CUDA allocations fail by themselves
+        return
+    import resource
+
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = 1024 * int(fields["MemAvailable"].split()[0])
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _process_status("VmData") + int(0.9 * available)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return any(part in str(error) for part in ("can't allocate memory", "bad_alloc"))
+
+
+def _machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [
+        line.partition(":")[2].strip()
+        for line in _read(Path("/proc/cpuinfo")).splitlines()
+        if line.startswith("model name")
+    ]
+    model = models[0] if models else platform.machine()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {vectors}, "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # an optional peer
+    return found

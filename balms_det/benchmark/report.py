@@ -1,0 +1,141 @@
+"""Stored measurements as tables and figures."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from balms_det.errors import InputError
+
+Record = Mapping[str, Any]
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A table with a row for each record, and below it machine, versions and commands."""
+    varied = [name for name in _sizes(records) if len({r["sizes"].get(name) for r in records}) > 1]
+    headers = ["work", *varied, "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff."]
+    lines = [_row(headers), _row(["---", *["---:"] * len(varied), "---", *["---:"] * 6])]
+    for record in records:
+        name = ", ".join(part for part in (record["work"], record["variant"]) if part)
+        lines.append(
+            _row(
+                [
+                    name if record["dtype"] == "float32" else f"{name}, {record['dtype']}",
+                    *(f"{record['sizes'].get(size, '-'):,}" for size in varied),
+                    record["peer"],
+                    _seconds(record, "ours"),
+                    _seconds(record, "peer"),
+                    _cell(record["ratio"], ".3g"),
+                    _cell(record["ours_peak_mb"], ".0f"),
+                    _cell(record["peer_peak_mb"], ".0f"),
+                    _cell(record["max_abs_diff"], ".1e", zero="0"),
+                ]
+            )
+        )
+    return "\n".join([*lines, "", *_circumstances(records)])
+
+
+def plot_scaling(records: Sequence[Record], path: str) -> None:
+    """Draw times and peak memory, ours and the peer's, over the size that varies.
+
+    Raises:
+        InputError: no size takes several values, or the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = next(
+        (n for n in ("classes", "proposals") if len({r["sizes"].get(n) for r in records}) > 1), None
+    )
+    if size is None:
+        raise InputError(
+            "there is nothing to plot over: all records are of one number of classes and of "
+            "proposals; measure several with tools/benchmark.py WORK --classes 80 365 1203"
+        )
+    series = defaultdict(list)
+    for record in records:
+        if size in record["sizes"]:
+            series[record["work"], record["variant"]].append(record)
+    figure, axes = plt.subplots(
+        2, len(series), figsize=(3.4 * len(series), 5.6), layout="constrained", squeeze=False
+    )
+    for column, ((work, variant), measured) in zip(axes.T, series.items(), strict=True):
+        measured.sort(key=lambda record: record["sizes"][size])
+        for row, (quantity, label) in zip(
+            column, (("{}_s", "seconds"), ("{}_peak_mb", "peak memory, MB")), strict=True
+        ):
+            for side, name, color in (
+                ("ours", "ours", "#0072b2"),
+                ("peer", measured[0]["peer"], "#d55e00"),
+            ):
+                points = [(r["sizes"][size], r[quantity.format(side)]) for r in measured]
+                points = [(n, value) for n, value in points if value is not None]
+                row.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
+            row.set_xscale("log")
+            row.set_yscale("log")
+            row.set_xlabel(size)
+            row.set_ylabel(label)
+            row.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(f"{work}\n{variant}", fontsize=10)
+        column[0].legend(frameon=False, fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: the plot cannot be written ({error}); give a .png, .svg or .pdf in a folder "
+            "that exists"
+        ) from error
+    finally:
+        plt.close(figure)
+
+
+def _sizes(records: Sequence[Record]) -> list[str]:
+    """Names of the sizes, in the order in which they occur."""
+    return list(dict.fromkeys(name for record in records for name in record["sizes"]))
+
+
+def _circumstances(records: Sequence[Record]) -> list[str]:
+    """Sentences on how the records came about, one for each that differs."""
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        for name, value in record["sizes"].items():
+            sizes[name].add(value)
+    same = [f"{value:,} {name}" for name, values in sizes.items() for value in values]
+    fixed = [text for text in same if len(sizes[text.split()[1]]) == 1]
+    repeats = sorted({str(record["repeat"]) for record in records})
+    lines = [
+        f"{', '.join(fixed)}{'; ' if fixed else ''}medians of {' or '.join(repeats)} runs, in "
+        "brackets the fastest and the slowest; memory beyond model and input."
+    ]
+    parts = {r["peer_part"]: r["peer"] for r in records if "peer_part" in r}
+    for part, peer in parts.items():
+        lines.append(f"{peer} did {part:.3g} of the work; its time is scaled to the whole.")
+    for machine in dict.fromkeys(record["machine"] for record in records):
+        lines.append(f"{machine}.")
+    for versions in dict.fromkeys(
+        ", ".join(" ".join(item) for item in record["versions"].items()) for record in records
+    ):
+        lines.append(f"{versions}.")
+    commands = dict.fromkeys(record["command"] for record in records)
+    return [" ".join(lines), "", "```", *commands, "```"]
+
+
+def _seconds(record: Record, side: str) -> str:
+    """A median with its range, or why there is none."""
+    median = record[f"{side}_s"]
+    if median is None:
+        return record.get("peer_error", "-")
+    scale, unit = (1, "s") if median >= 1 else (1000, "ms")
+    low, high = (scale * value for value in record[f"{side}_range_s"])
+    return f"{scale * median:.3g} {unit} ({low:.3g} to {high:.3g})"
+
+
+def _cell(value: float | None, form: str, zero: str | None = None) -> str:
+    if value is None:
+        return "-"
+    return zero if zero is not None and value == 0 else f"{value:{form}}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,78 @@
+"""How a trained model is run: the same detections, computed in a faster way.
+
+What this changes is how numbers are rounded and nothing else; it is off unless
+MODEL.LONG_TAIL.INFERENCE asks for it.
+"""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from balms_det.modeling.winograd import winograd_conv2d, winograd_weight
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Measured: with fewer, its additions take as long as the multiplications that it spares.
+_LEAST_WINOGRAD_CHANNELS = 256
+
+
+def prepared_for_inference(model: nn.Module, inference: Any) -> nn.Module:
+    """`model` in evaluation mode as a MODEL.LONG_TAIL.INFERENCE node says.
+
+    A copy, for training may go on with the model, unless nothing changes.
+    """
+    dtype = PRECISIONS[inference.PRECISION]
+    if not (inference.FAST_CONVOLUTIONS or inference.COMPILE_BACKBONE or dtype):
+        return model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if inference.FAST_CONVOLUTIONS:
+        fold_norms(model)
+        model.to(memory_format=torch.channels_last)
+        # Graphics processors have Winograd's algorithm in their libraries.
+        if model.device.type == "cpu" and dtype is None:
+            use_winograd(model)
+    if inference.COMPILE_BACKBONE:
+        model.backbone.compile(dynamic=True)  # images differ in size
+    if dtype is not None:
+        model.forward = torch.autocast(model.device.type, dtype=dtype)(model.forward)
+    return model
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Multiply the normalisations that are constant in evaluation into their convolutions."""
+    for conv in model.modules():
+        if not isinstance(conv, Conv2d):
+            continue
+        norm = conv.norm
+        if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+            statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+            conv.norm = None
+
+
+def use_winograd(model: nn.Module) -> None:
+    """Compute the 3 x 3 convolutions of many channels by Winograd's algorithm."""
+    for conv in model.modules():
+        if (
+            isinstance(conv, Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.stride == conv.padding == conv.dilation == (1, 1)
+            and conv.groups == 1
+            and min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
+        ):
+            # In its place, for Detectron2's modules also hold their layers in plain lists.
+            conv.forward = partial(_winograd_forward, conv, winograd_weight(conv.weight))
+
+
+def _winograd_forward(conv: Conv2d, weight: Tensor, x: Tensor) -> Tensor:
+    x = winograd_conv2d(x, weight, conv.bias)
+    if conv.norm is not None:
+        x = conv.norm(x)
+    return x if conv.activation is None else conv.activation(x)

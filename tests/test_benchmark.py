@@ -1,0 +1,236 @@
+"""The harness measures what it says; every work runs through it at a tiny size."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from balms_det.benchmark import WORKS, Comparison, records, report, sizes_of
+from balms_det.benchmark.detector import largest_difference_of_detections
+from balms_det.benchmark.measure import measure
+from balms_det.errors import InputError
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+import benchmark as tool
+
+KEYS = {
+    "work", "device", "dtype", "classes", "peer", "ours_s", "peer_s", "ratio", "ours_peak_mb",
+    "peer_peak_mb", "max_abs_diff", "repeat", "versions",
+}  # fmt: skip
+TINY = {"classes": 12, "proposals": 30, "detections": 10, "side": 64, "rois": 16}
+
+
+def compare(ours, peer, **kwargs):
+    return measure(Comparison("peer", ours, peer, **kwargs), device="cpu", repeat=3)
+
+
+def test_times_are_medians_of_the_same_number_of_runs():
+    calls = {"ours": 0, "peer": 0}
+
+    def sleeping(name, seconds):
+        def work():
+            calls[name] += 1
+            time.sleep(seconds)
+
+        return work
+
+    record = compare(sleeping("ours", 0.01), sleeping("peer", 0.05))
+    assert 0.01 <= record["ours_s"] and 0.05 <= record["peer_s"]
+    assert record["ratio"] == record["peer_s"] / record["ours_s"] > 1
+    low, high = record["peer_range_s"]
+    assert low <= record["peer_s"] <= high
+    assert calls["ours"] == calls["peer"] == 3 + 2  # to warm up, and for outputs and memory
+
+
+def test_ours_and_the_peer_take_turns():
+    order = []
+    compare(lambda: order.append("ours"), lambda: order.append("peer"))
+    assert order[-6:] == ["ours", "peer", "peer", "ours", "ours", "peer"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured on Linux only")
+def test_peak_memory_is_of_the_run_alone():
+    held = np.ones(200 * 2**20, dtype=np.uint8)  # not counted, for it was there before
+
+    def work(megabytes):
+        return lambda: int(np.ones(megabytes * 2**20, dtype=np.uint8).sum())  # freed at once
+
+    record = compare(work(50), work(100))
+    assert record["ours_peak_mb"] == pytest.approx(50, abs=5)
+    assert record["peer_peak_mb"] == pytest.approx(100, abs=5)
+    assert len(held)
+
+
+def test_memory_that_was_freed_before_does_not_hide_what_is_used():
+    arrays = [np.ones(2**16, dtype=np.uint8) for _ in range(800)]  # kept by the allocator
+    del arrays
+    record = compare(lambda: [np.ones(2**16, dtype=np.uint8) for _ in range(800)], None)
+    assert record["ours_peak_mb"] is None or record["ours_peak_mb"] == pytest.approx(50, abs=5)
+
+
+def test_outputs_that_are_not_compared_have_no_difference():
+    assert compare(lambda: 1, lambda: 1)["max_abs_diff"] is None
+    assert compare(lambda: 1, lambda: 3, difference=lambda a, b: abs(a - b))["max_abs_diff"] == 2
+
+
+def test_the_time_of_a_part_is_scaled_to_the_whole():
+    record = compare(lambda: None, lambda: time.sleep(0.01), peer_part=0.1)
+    assert record["peer_s"] >= 0.1
+    assert record["peer_part"] == 0.1
+    assert "peer_part" not in compare(lambda: None, lambda: None)
+
+
+def test_a_peer_that_runs_out_of_memory_is_recorded_so():
+    def too_much():
+        return torch.ones(2**50)
+
+    record = compare(lambda: None, too_much)
+    assert record["peer_error"] == "out of memory"
+    assert record["peer_s"] is record["ratio"] is record["peer_peak_mb"] is None
+    assert record["ours_s"] is not None
+    with pytest.raises(ZeroDivisionError):
+        compare(lambda: None, lambda: 1 / 0)
+
+
+def test_nothing_to_compare_with_leaves_the_peers_numbers_empty():
+    record = compare(lambda: None, None)
+    assert record["peer_s"] is record["ratio"] is record["max_abs_diff"] is None
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_every_work_runs_and_its_outputs_are_the_peers(name):
+    found = list(records(name, device="cpu", repeat=1, sizes=TINY))
+    assert found
+    for record in found:
+        assert set(record) >= KEYS
+        assert record["work"] == name
+        assert record["ours_s"] > 0
+        difference = record["max_abs_diff"]
+        assert difference is None or difference < 1e-3
+        json.dumps(record, allow_nan=False)
+    assert len({(r["variant"], r["peer"], r["dtype"]) for r in found}) == len(found)
+
+
+def detections(boxes, classes, scores):
+    found = Instances((100, 100))
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.pred_classes, found.scores = torch.tensor(classes).long(), torch.tensor(scores)
+    return found
+
+
+def test_a_detection_that_one_side_lacks_counts_with_its_score():
+    box, other = [0, 0, 10, 10], [50, 50, 60, 60]
+    both = detections([box, other], [1, 2], [0.9, 0.5])
+    difference = largest_difference_of_detections
+    assert difference(both, both) == 0
+    swapped = detections([other, box], [2, 1], [0.5, 0.9])
+    assert difference(both, swapped) == 0
+    one = detections([box], [1], [0.9])
+    assert difference(both, one) == difference(one, both) == 0.5
+    assert difference(one, detections([box], [1], [0.8])) == pytest.approx(0.1)
+    assert difference(one, detections([[0, 0.25, 10, 10]], [1], [0.9])) == 0.25
+    of_another_class = detections([box], [2], [0.3])
+    assert difference(one, of_another_class) == pytest.approx(0.9)
+    none = detections([], [], [])
+    assert difference(none, none) == 0
+    assert difference(none, one) == difference(one, none) == pytest.approx(0.9)
+
+
+def test_box_selection_is_bit_identical():
+    for record in records("box_selection", device="cpu", repeat=1, sizes={"classes": 100}):
+        assert record["max_abs_diff"] == 0
+        assert record["sizes"]["candidates"] > 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no_such_work"], "there is no work 'no_such_work'"),
+        (["box_selection", "--device", "tpu"], "--device is 'tpu'; choose cpu or cuda"),
+        (["box_selection", "--repeat", "0"], "--repeat is 0"),
+        (["box_selection", "--classes", "80", "0"], "--classes is 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        tool.main(arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="PyTorch finds no GPU"):
+        tool.main(["box_selection", "--device", "cuda"])
+
+
+def test_the_tool_measures_every_combination_of_sizes(tmp_path, capsys):
+    stored = tmp_path / "records.json"
+    sizes = ["--classes", "5", "12", "--proposals", "20", "30"]
+    tool.main(["box_selection", *sizes, "--repeat", "1", "--json", str(stored)])
+    found = json.loads(stored.read_text())
+    expected = {(k, r) for k in (5, 12) for r in (20, 30)}
+    assert {(r["classes"], r["sizes"]["proposals"]) for r in found} == expected
+    command = f"python tools/benchmark.py box_selection {' '.join(sizes)} --repeat 1"
+    assert {r["command"] for r in found} == {command}
+    assert len(capsys.readouterr().out.splitlines()) == len(found)
+
+
+def test_sizes_have_defaults_of_lvis():
+    assert sizes_of("box_selection") == {"classes": 1203, "proposals": 1000, "detections": 300}
+    assert all(math.isfinite(n) and n > 0 for name in WORKS for n in sizes_of(name).values())
+
+
+def stored(**changes):
+    record = {
+        "work": "box_selection", "variant": "", "device": "cpu", "dtype": "float32", "classes": 80,
+        "peer": "detectron2", "ours_s": 0.01, "peer_s": 2.5, "ratio": 250.0,
+        "ours_range_s": [0.009, 0.02], "peer_range_s": [2.0, 3.0], "ours_peak_mb": 10.4,
+        "peer_peak_mb": 100.6, "max_abs_diff": 0.0, "repeat": 5,
+        "sizes": {"classes": 80, "proposals": 1000}, "machine": "a machine",
+        "versions": {"torch": "2.11"}, "command": "python tools/benchmark.py box_selection",
+    }  # fmt: skip
+    return {**record, **changes}
+
+
+def test_a_table_gives_what_was_measured():
+    text = report.markdown([stored(), stored(classes=5, sizes={"classes": 5, "proposals": 1000})])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
+    assert rows[0] == [
+        "work", "classes", "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff.",
+    ]  # fmt: skip
+    assert rows[2] == [
+        "box_selection", "80", "detectron2", "10 ms (9 to 20)", "2.5 s (2 to 3)", "250", "10",
+        "101", "0",
+    ]  # fmt: skip
+    for part in ("1,000 proposals; medians of 5 runs", "a machine.", "torch 2.11.", "```"):
+        assert part in text
+    assert text.count("python tools/benchmark.py box_selection") == 1
+
+
+def test_what_was_not_measured_is_a_dash_and_never_a_zero():
+    nothing = dict.fromkeys(
+        ["peer_s", "ratio", "peer_range_s", "ours_peak_mb", "peer_peak_mb", "max_abs_diff"]
+    )
+    row = report.markdown([stored(**nothing)]).splitlines()[2]
+    assert row.count("| - ") == 5
+    failed = stored(**nothing, peer_error="out of memory")
+    assert "| out of memory |" in report.markdown([failed])
+    part = report.markdown([stored(peer_part=0.1)])
+    assert "detectron2 did 0.1 of the work; its time is scaled to the whole." in part
+
+
+def test_scaling_is_drawn_also_where_the_peer_ran_out_of_memory(tmp_path):
+    few = stored()
+    nothing = dict.fromkeys(["peer_s", "ratio", "peer_range_s", "peer_peak_mb", "max_abs_diff"])
+    many = stored(classes=9000, sizes={"classes": 9000, "proposals": 1000}, **nothing)
+    report.plot_scaling([many, few], str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="there is nothing to plot over"):
+        report.plot_scaling([few, few], str(tmp_path / "other.png"))
+    with pytest.raises(InputError, match="the plot cannot be written"):
+        report.plot_scaling([many, few], str(tmp_path / "no_such_folder" / "plot.png"))

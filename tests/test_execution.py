@@ -1,0 +1,134 @@
+"""Faster ways to run a model give the same detections, and leave the model as it is."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from tiny_model import batch, tiny_cfg
+from torch import nn
+
+from balms_det.modeling import execution, prepared_for_inference
+from balms_det.modeling.execution import fold_norms, use_winograd
+from balms_det.modeling.winograd import winograd_conv2d, winograd_weight
+
+
+@pytest.mark.parametrize("tiles", [1, 5, 512])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 4, 6), (3, 7, 5), (1, 14, 15), (0, 4, 4)])
+def test_winograds_convolution_is_the_direct_one(size, tiles, monkeypatch):
+    monkeypatch.setattr("balms_det.modeling.winograd._TILES", tiles)
+    n, height, width = size
+    x = torch.randn(n, 3, height, width, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    for b in (bias, None):
+        actual = winograd_conv2d(x, winograd_weight(weight), b)
+        torch.testing.assert_close(actual, F.conv2d(x, weight, b, padding=1), rtol=0, atol=1e-12)
+
+
+def test_winograds_convolution_is_as_accurate_as_the_direct_one():
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 256, 8, 8), torch.randn(16, 256, 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    direct = (F.conv2d(x, weight, padding=1) - exact).abs().max()
+    assert (winograd_conv2d(x, winograd_weight(weight), None) - exact).abs().max() < 3 * direct
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_norms_change_nothing(norm, bias):
+    layer = norm(4)
+    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+        nn.init.uniform_(tensor, 0.5, 2)
+    conv = Conv2d(3, 4, 3, bias=bias, norm=layer, activation=F.relu).double().eval()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    expected = conv(x)
+    fold_norms(conv)
+    assert conv.norm is None
+    torch.testing.assert_close(conv(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_group_norms_stay():
+    conv = Conv2d(3, 4, 3, norm=nn.GroupNorm(2, 4))
+    fold_norms(conv)
+    assert isinstance(conv.norm, nn.GroupNorm)
+
+
+@pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)])
+def test_convolutions_that_winograd_computes_keep_norm_and_activation(norm, monkeypatch):
+    monkeypatch.setattr(execution, "_LEAST_WINOGRAD_CHANNELS", 1)
+    conv = Conv2d(3, 4, 3, padding=1, norm=norm, activation=F.relu).double()
+    other = Conv2d(3, 4, 3, padding=1, stride=2).double()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        expected = [layer(x) for layer in (conv, other)]
+        use_winograd(nn.ModuleList([conv, other]))
+        actual = [layer(x) for layer in (conv, other)]
+    assert "forward" in vars(conv) and "forward" not in vars(other)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def tiny(*opts):
+    cfg = tiny_cfg("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *opts)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    with torch.no_grad():
+        for _ in range(3):
+            model.backbone(torch.randn(2, 3, 64, 64))  # the batch norms' statistics
+    return model, cfg.MODEL.LONG_TAIL.INFERENCE
+
+
+def detections(model, inputs):
+    with torch.no_grad():
+        return [output["instances"] for output in model.eval()(inputs)]
+
+
+KEY = "MODEL.LONG_TAIL.INFERENCE."
+
+
+@pytest.mark.parametrize(
+    "options, tolerance",
+    [
+        ([KEY + "FAST_CONVOLUTIONS", True], 1e-5),
+        ([KEY + "PRECISION", "bfloat16"], 1e-2),
+        ([KEY + "FAST_CONVOLUTIONS", True, KEY + "PRECISION", "bfloat16"], 1e-2),
+    ],
+)
+def test_detections_stay_and_so_does_the_model(options, tolerance, monkeypatch):
+    monkeypatch.setattr(execution, "_LEAST_WINOGRAD_CHANNELS", 1)
+    model, inference = tiny(*options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = batch()
+    expected = detections(model, inputs)
+    prepared = prepared_for_inference(model, inference)
+    for found, reference in zip(detections(prepared, inputs), expected, strict=True):
+        assert len(found) == len(reference) > 0
+        torch.testing.assert_close(found.scores, reference.scores, rtol=0, atol=tolerance)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_by_default_the_model_runs_as_it_is():
+    model, inference = tiny()
+    assert prepared_for_inference(model, inference) is model
+
+
+def test_the_backbone_is_compiled_where_asked_for(monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: calls.append((self, kwargs)))
+    model, inference = tiny(KEY + "COMPILE_BACKBONE", True)
+    prepared = prepared_for_inference(model, inference)
+    assert calls == [(prepared.backbone, {"dynamic": True})]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_images_of_a_batch_are_detected_as_one_by_one(size):
+    model, _ = tiny()
+    inputs = batch(num_images=3)
+    one_by_one = [detections(model, [each])[0] for each in inputs]
+    for start in range(0, 3, size):
+        for found, reference in zip(
+            detections(model, inputs[start : start + size]), one_by_one[start:], strict=False
+        ):
+            assert torch.equal(found.pred_classes, reference.pred_classes)
+            torch.testing.assert_close(found.scores, reference.scores, rtol=0, atol=1e-5)
