@@ -11,6 +11,7 @@ from typing import Any
 from balms_det.benchmark.detector import box_selection, image, mask_head, train_step
 from balms_det.benchmark.losses import loss_step
 from balms_det.benchmark.measure import Comparison, environment, measure
+from balms_det.benchmark.meta import meta_step
 
 __all__ = ["WORKS", "Comparison", "records", "sizes_of"]
 
@@ -22,6 +23,7 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
         image,
         train_step,
         loss_step,
+        meta_step,
     )
 }  # fmt: skip
 
