@@ -359,6 +359,7 @@ def _hotcoco_precision(
     fields = ["id", "image_id", "category_id", "bbox", "area"]
     if task == "segm":
         fields.append("segmentation")
+    category_ids = np.array([category["id"] for category in ground_truth.categories])
     annotations = defaultdict(list)
     for annotation in ground_truth.annotations:
         if annotation["area"] > 0:
@@ -371,23 +372,18 @@ def _hotcoco_precision(
         ground_truth.categories, task, lvis_style=True, params=params
     )
     for images in _chunks(ground_truth.images):
-        gt_records: list[dict[str, Any]] = []
-        dt_rows = [np.empty((0, 7))]
-        dt_masks: list[Any] = []
-        for image in images:
-            present = annotations[image["id"]]
-            gt_records += [{field: ann[field] for field in fields} for ann in present]
-            prediction = detections.get(image["id"])
-            if prediction is not None and len(prediction.scores):
-                judged = {ann["category_id"] for ann in present} | set(image["neg_category_ids"])
-                rows, masks = _judged_detections(prediction, judged, task, max_dets)
-                dt_rows.append(rows)
-                dt_masks += masks
+        present = [annotations[image["id"]] for image in images]
+        predicted = [detections.get(image["id"]) for image in images]
+        judged = [
+            [annotation["category_id"] for annotation in objects] + image["neg_category_ids"]
+            for image, objects in zip(images, present, strict=True)
+        ]
+        rows, masks = _judged_detections(predicted, judged, category_ids, task, max_dets)
         evaluation.update(
             images,
-            gt_records,
-            np.concatenate(dt_rows),
-            segmentation=dt_masks if task == "segm" else None,
+            [{field: ann[field] for field in fields} for objects in present for ann in objects],
+            rows,
+            segmentation=masks if task == "segm" else None,
         )
     result = evaluation.finalize()
     result.accumulate()
@@ -397,29 +393,67 @@ def _hotcoco_precision(
 
 
 def _judged_detections(
-    prediction: ImagePredictions, judged: set[int], task: str, max_dets: int
+    predicted: Sequence[ImagePredictions | None],
+    judged: Sequence[Sequence[int]],
+    category_ids: np.ndarray,
+    task: str,
+    max_dets: int,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The detections of an image that count, as hotcoco takes them.
+    """The detections of some images that count, as hotcoco takes them.
+
+    Args:
+        predicted: for each image, None where nothing was predicted.
+        judged: for each image the ids of the categories that are judged in it.
+        category_ids: int64 (K,), ascending.
+        task: "bbox" or "segm".
+        max_dets: of an image.
 
     Returns:
         float64 (D, 7): image id, box (XYWH), score, category id; and D masks, or none for boxes.
     """
-    best = np.argsort(-prediction.scores, kind="stable")[:max_dets]
-    kept = best[np.isin(prediction.category_ids[best], list(judged))]
-    rows = np.empty((len(kept), 7))
-    rows[:, 0] = prediction.image_id
-    rows[:, 1:5] = prediction.boxes[kept]
-    rows[:, 5] = prediction.scores[kept]
-    rows[:, 6] = prediction.category_ids[kept]
+    some = [(i, p) for i, p in enumerate(predicted) if p is not None and len(p.scores)]
+    if not some:
+        return np.empty((0, 7)), []
+    sizes = [len(prediction.scores) for _, prediction in some]
+    image = np.repeat([position for position, _ in some], sizes)
+    scores = np.concatenate([prediction.scores for _, prediction in some])
+    categories = np.concatenate([prediction.category_ids for _, prediction in some])
+
+    # Sorted by image, then score; and so the detections of an image are where they were.
+    order = np.lexsort((-scores, image))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[rank < max_dets]] = True
+    is_judged = np.zeros((len(predicted), len(category_ids) + 1), dtype=bool)
+    judged_in = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
+    judged_ids = np.fromiter(itertools.chain.from_iterable(judged), np.int64, len(judged_in))
+    is_judged[judged_in, _class_indices(judged_ids, category_ids)] = True
+    is_judged[:, -1] = False
+    kept &= is_judged[image, _class_indices(categories, category_ids)]
+
+    rows = np.empty((kept.sum(), 7))
+    rows[:, 0] = np.repeat([prediction.image_id for _, prediction in some], sizes)[kept]
+    rows[:, 1:5] = np.concatenate([prediction.boxes for _, prediction in some])[kept]
+    rows[:, 5] = scores[kept]
+    rows[:, 6] = categories[kept]
     masks: list[dict[str, Any]] = []
     if task == "segm":
-        masks = prediction.rles(kept.tolist())
+        parts = np.split(kept, np.cumsum(sizes)[:-1])
+        for (_, prediction), part in zip(some, parts, strict=True):
+            masks += prediction.rles(part)
         # Sizes are those of the masks. hotcoco takes them from the boxes, and uses these for
         # nothing else. (pycocotools' area() fails above 255 masks with NumPy 2.)
         rows[:, 1:5] = 0, 0, 0, 1
         rows[:, 3] = hotcoco.mask.area(masks)
     has_area = rows[:, 3] * rows[:, 4] > 0
     return rows[has_area], list(itertools.compress(masks, has_area))
+
+
+def _class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+    """Where each of `ids` is in the ascending `category_ids` (K,); K where it is not in them."""
+    index = np.searchsorted(category_ids, ids)
+    known = category_ids[np.minimum(index, len(category_ids) - 1)] == ids
+    return np.where(known, index, len(category_ids))
 
 
 def _lvis_precision(

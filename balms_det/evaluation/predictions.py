@@ -1,5 +1,6 @@
 """A model's predictions on a data set: compact in memory, between processes, and on disk."""
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -53,15 +54,17 @@ class ImagePredictions:
             for record, box in zip(records, self.boxes.tolist(), strict=True):
                 record["bbox"] = box
         if "segm" in tasks:
-            for record, rle in zip(records, self.rles(range(len(records))), strict=True):
+            for record, rle in zip(records, self.rles() if records else [], strict=True):
                 record["segmentation"] = rle
         return records
 
-    def rles(self, rows: Iterable[int]) -> list[dict[str, Any]]:
-        """The masks of `rows`, in COCO's format."""
+    def rles(self, kept: Iterable[bool] | None = None) -> list[dict[str, Any]]:
+        """The masks, in COCO's format; with `kept` (N,) only those for which it is true."""
         size = list(self.image_size)
-        counts = (self.masks or b"").decode().split("\n")
-        return [{"size": size, "counts": counts[row]} for row in rows]
+        counts: Iterable[str] = (self.masks or b"").decode().split("\n")
+        if kept is not None:
+            counts = itertools.compress(counts, kept)
+        return [{"size": size, "counts": c} for c in counts]
 
 
 def compressed_masks(instances: Instances) -> bytes | None:
