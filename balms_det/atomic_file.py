@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     If the body raises, or the process dies, what was at `path` is still there, untouched.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Random, because processes of several machines may share a folder.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with partial.open("wb") as file:
             yield file

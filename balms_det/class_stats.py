@@ -4,9 +4,9 @@ Shapes: K foreground classes, in the order of their category ids; class index i 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,35 @@ def frequency_group(image_count: int) -> str:
         "r" (rare) up to 10 images, "c" (common) up to 100, "f" (frequent) above.
     """
     return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
+
+
+@runtime_checkable
+class HasClassPairs(Protocol):
+    """A data set that knows its annotations' classes without making its dictionaries."""
+
+    def class_pairs(self) -> tuple[IntArray, IntArray]: ...
+
+
+def class_pairs(dataset_dicts: Sequence[Mapping[str, Any]]) -> tuple[IntArray, IntArray]:
+    """Which classes are annotated in which images: crowds, never trained on, are left out.
+
+    Args:
+        dataset_dicts: one of Detectron2's standard dicts per image, or a :class:`HasClassPairs`.
+
+    Returns:
+        (A,) positions of the images in `dataset_dicts`, ascending; and (A,) ``category_id``, as the
+        annotations have it.
+    """
+    if isinstance(dataset_dicts, HasClassPairs):
+        return dataset_dicts.class_pairs()
+    image_index: list[int] = []
+    class_index: list[int] = []
+    for position, record in enumerate(dataset_dicts):
+        for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd", 0) == 0:
+                image_index.append(position)
+                class_index.append(annotation["category_id"])
+    return np.array(image_index, np.int64), np.array(class_index, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +193,7 @@ class ClassStats:
     @classmethod
     def from_dataset_dicts(
         cls,
-        dataset_dicts: Iterable[dict[str, Any]],
+        dataset_dicts: Sequence[Mapping[str, Any]],
         names: Sequence[str],
         *,
         category_ids: Sequence[int] | None = None,
@@ -181,26 +210,18 @@ class ClassStats:
         Raises:
             InputError: a category id is not in [0, K).
         """
-        image_index: list[int] = []
-        class_index: list[int] = []
-        num_images = 0
-        for position, record in enumerate(dataset_dicts):
-            num_images += 1
-            for annotation in record.get("annotations", ()):
-                if annotation.get("iscrowd", 0) == 0:
-                    index = annotation["category_id"]
-                    if not 0 <= index < len(names):
-                        raise InputError(
-                            f"{record.get('file_name', f'data set dict {position}')}: an "
-                            f"annotation has the category_id {index}, expected 0 to "
-                            f"{len(names) - 1}; map the data set's ids to contiguous ones"
-                        )
-                    image_index.append(position)
-                    class_index.append(index)
+        image_index, class_index = class_pairs(dataset_dicts)
+        for position in np.flatnonzero((class_index < 0) | (class_index >= len(names))):
+            image = int(image_index[position])
+            raise InputError(
+                f"{dataset_dicts[image].get('file_name', f'data set dict {image}')}: an annotation "
+                f"has the category_id {class_index[position]}, expected 0 to {len(names) - 1}; map "
+                "the data set's ids to contiguous ones"
+            )
         return cls._from_pairs(
-            image_index=np.array(image_index, np.int64),
-            class_index=np.array(class_index, np.int64),
-            num_images=num_images,
+            image_index=image_index,
+            class_index=class_index,
+            num_images=len(dataset_dicts),
             category_ids=range(len(names)) if category_ids is None else category_ids,
             names=names,
             groups=[None] * len(names) if groups is None else groups,

@@ -6,14 +6,14 @@ Shapes and names used throughout:
     threshold: t, the image frequency below which a class is repeated.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from balms_det.class_stats import CountBy
+from balms_det.class_stats import CountBy, class_pairs
 from balms_det.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
@@ -41,23 +41,24 @@ class ClassImages:
 
     @classmethod
     def from_dataset_dicts(
-        cls, dataset_dicts: Iterable[Mapping[str, Any]], num_classes: int
+        cls, dataset_dicts: Sequence[Mapping[str, Any]], num_classes: int
     ) -> "ClassImages":
         """From Detectron2's standard data set dicts, without the crowds it never trains on.
 
         Raises:
             InputError: a category id is not in [0, K).
         """
-        image_index: list[int] = []
-        class_index: list[int] = []
-        num_images = 0
-        for position, record in enumerate(dataset_dicts):
-            num_images += 1
-            for annotation in record.get("annotations", ()):
-                if annotation.get("iscrowd", 0) == 0:
-                    image_index.append(position)
-                    class_index.append(annotation["category_id"])
-        images, classes = np.array(image_index, np.int64), np.array(class_index, np.int64)
+        return cls.from_pairs(*class_pairs(dataset_dicts), len(dataset_dicts), num_classes)
+
+    @classmethod
+    def from_pairs(
+        cls, images: IntArray, classes: IntArray, num_images: int, num_classes: int
+    ) -> "ClassImages":
+        """From the (A,) image and the (A,) class of every annotation.
+
+        Raises:
+            InputError: a class is not in [0, K).
+        """
         unknown = (classes < 0) | (classes >= num_classes)
         if unknown.any():
             raise InputError(

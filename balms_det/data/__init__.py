@@ -4,9 +4,9 @@ from balms_det.data.catalog import (
     check_num_classes,
     check_registered,
     dataset_class_stats,
-    load_dataset_dicts,
     register_dataset,
 )
+from balms_det.data.dataset_dicts import load_dataset_dicts
 from balms_det.data.loader import build_test_loader, build_train_loader, sampler_of
 from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
 

@@ -1,21 +1,33 @@
 """Registering any LVIS- or COCO-format JSON with Detectron2, and counting its classes."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.data.datasets import register_lvis_instances
+from detectron2.utils.file_io import PathManager
 
-from balms_det.annotation_file import AnnotationFile, read_annotation_file
 from balms_det.class_stats import ClassStats
+from balms_det.data.cache import CachedDataset, open_annotations
 from balms_det.errors import InputError
 
-logger = logging.getLogger(__name__)
 
-_FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """What DatasetCatalog calls to load a data set of ours.
+
+    Attributes:
+        json_file: the annotation file.
+        image_root: folder of the pictures.
+    """
+
+    json_file: str
+    image_root: str
+
+    def __call__(self) -> CachedDataset:
+        return CachedDataset(open_annotations(self.json_file), self.image_root)
 
 
 def register_dataset(name: str, json_file: str, image_root: str) -> None:
@@ -40,81 +52,58 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         )
     if not Path(image_root).is_dir():
         raise InputError(f"{image_root}: this image root of {name!r} is no folder; check the path")
-    file = read_annotation_file(json_file)
-    stats = ClassStats.from_annotation_file(file)
-    DatasetCatalog.register(
-        name, lambda: load_dataset_dicts(read_annotation_file(json_file), image_root)
-    )
+    cache = open_annotations(json_file)
+    stats = cache.class_stats
+    DatasetCatalog.register(name, AnnotatedImages(json_file, image_root))
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=image_root,
-        evaluator_type=file.format,
+        evaluator_type=cache.format,
         thing_classes=list(stats.names),
-        thing_dataset_id_to_contiguous_id=contiguous_ids(file),
+        thing_dataset_id_to_contiguous_id=_contiguous_ids(stats),
         class_groups=list(stats.groups),
     )
 
 
-def contiguous_ids(file: AnnotationFile) -> dict[int, int]:
-    """Category id in the file -> class index in [0, K)."""
-    return {category["id"]: index for index, category in enumerate(file.categories)}
+def _contiguous_ids(stats: ClassStats) -> dict[int, int]:
+    return {category_id: index for index, category_id in enumerate(stats.category_ids)}
 
 
-def load_dataset_dicts(file: AnnotationFile, image_root: str) -> list[dict[str, Any]]:
-    """Detectron2's standard dictionaries of the file's images, in the order of their ids.
+def cached_dataset(name: str) -> CachedDataset | None:
+    """The registered data set `name` from the cache of its annotations.
 
-    Masks are kept as the file has them, polygons or RLE. Polygons of fewer than three points are
-    dropped, and with them objects that have no other; crowd regions are kept and marked, and
-    Detectron2 leaves them out of training.
+    Returns:
+        None for data sets that neither :func:`register_dataset` registered nor Detectron2 as LVIS:
+        only their own functions know what they load.
     """
-    to_contiguous = contiguous_ids(file)
-    annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in file.images}
-    num_without_mask = 0
-    for annotation in file.annotations:
-        record = {
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": to_contiguous[annotation["category_id"]],
-            "iscrowd": annotation.get("iscrowd", 0),
-        }
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if segmentation:
-            record["segmentation"] = segmentation
-        elif "segmentation" in annotation:
-            num_without_mask += 1
-            continue
-        if annotation["image_id"] not in annotations:
-            raise InputError(
-                f"{file.path}: annotation {annotation['id']} is of image "
-                f"{annotation['image_id']}, which is not listed; remove it or add the image"
-            )
-        annotations[annotation["image_id"]].append(record)
-    if num_without_mask:
-        logger.warning(
-            "%s: left out %d objects whose mask has no polygon of three points or more",
-            file.path,
-            num_without_mask,
-        )
-    return [
-        {
-            "file_name": file.image_path(image, image_root),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            **{field: image[field] for field in _FEDERATED_FIELDS if field in image},
-            "annotations": annotations[image["id"]],
-        }
-        for image in sorted(file.images, key=lambda image: image["id"])
-    ]
+    images = _annotated_images(name)
+    return None if images is None else images()
+
+
+def _annotated_images(name: str) -> AnnotatedImages | None:
+    load = DatasetCatalog[name]
+    if isinstance(load, AnnotatedImages):
+        return load
+    detectron2s = f"{register_lvis_instances.__qualname__}.<locals>.<lambda>"
+    if getattr(load, "__qualname__", None) != detectron2s:
+        return None
+    metadata = MetadataCatalog.get(name)
+    json_file = PathManager.get_local_path(metadata.json_file)
+    if not Path(json_file).exists():
+        return None  # Detectron2 says so, in its own way, once it is loaded.
+    stats = open_annotations(json_file).class_stats
+    # Where there is no map of ids, Detectron2 has classes one below their ids.
+    below = {category_id: category_id - 1 for category_id in stats.category_ids}
+    if metadata.get("thing_dataset_id_to_contiguous_id", below) != _contiguous_ids(stats):
+        return None
+    return AnnotatedImages(json_file, metadata.image_root)
 
 
 def dataset_class_stats(names: Sequence[str]) -> ClassStats:
     """Class statistics of one or several registered data sets together.
 
-    The annotation file is counted directly where the metadata names one; other data sets are
-    loaded through Detectron2.
+    They come from the cache of the annotations where there is one. Otherwise the annotation file is
+    counted where the metadata names one; other data sets are loaded through Detectron2.
 
     Raises:
         InputError: a name is not registered, or the sets have different classes.
@@ -137,8 +126,12 @@ def _class_stats_of(name: str) -> ClassStats:
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     if json_file is not None:
-        stats = ClassStats.from_json(json_file)
-        indices = {category_id: index for index, category_id in enumerate(stats.category_ids)}
+        images = _annotated_images(name)
+        if images is None:
+            stats = ClassStats.from_json(json_file)
+        else:
+            stats = open_annotations(images.json_file).class_stats
+        indices = _contiguous_ids(stats)
         names = tuple(metadata.get("thing_classes", stats.names))
         # A set may have been registered with classes of its own choice from a file. LVIS's sets
         # have no map of ids; theirs ascend from one.

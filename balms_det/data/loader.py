@@ -1,5 +1,6 @@
 """Detectron2's data loaders, with errors that name the picture at fault."""
 
+import logging
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,19 @@ from detectron2.data import (
 )
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.common import AspectRatioGroupedDataset
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, check_metadata_consistency
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from balms_det.data.catalog import check_num_classes, check_registered
-from balms_det.data.samplers import SAMPLERS, MetaTrainingSampler, build_train_sampler
+from balms_det.data.cache import CachedDataset, CachedDatasets
+from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
+from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
 from balms_det.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Detectron2's that load the data sets by themselves, each by its name.
+_SAMPLERS_THAT_LOAD = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
 
 
 class LongTailDatasetMapper(DatasetMapper):
@@ -50,7 +57,9 @@ class LongTailDatasetMapper(DatasetMapper):
 class IndexedDataset(Dataset[dict[str, Any]]):
     """Data set dicts that say where they were: with their index under "dataset_index"."""
 
-    def __init__(self, dataset: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, dataset: CachedDataset | CachedDatasets | DatasetFromList
+    ) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -64,13 +73,9 @@ def build_train_loader(cfg: Any) -> Iterable[list[dict[str, Any]]]:
     """Training batches, drawn as DATALOADER.SAMPLER_TRAIN says."""
     mapper = LongTailDatasetMapper(cfg, is_train=True)
     with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
-        if cfg.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
+        if cfg.DATALOADER.SAMPLER_TRAIN in _SAMPLERS_THAT_LOAD:
             return build_detection_train_loader(cfg, mapper=mapper)
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+        dataset = _training_set(cfg)
     sampler = build_train_sampler(cfg, dataset)
     if isinstance(sampler, MetaTrainingSampler):
         return _drawn_in_this_process(cfg, dataset, mapper, sampler)
@@ -86,10 +91,15 @@ def sampler_of(loader: Any) -> MetaTrainingSampler:
 
 
 def _drawn_in_this_process(
-    cfg: Any, dataset: Sequence[dict[str, Any]], mapper: DatasetMapper, sampler: MetaTrainingSampler
+    cfg: Any,
+    dataset: CachedDataset | CachedDatasets | list[dict[str, Any]],
+    mapper: DatasetMapper,
+    sampler: MetaTrainingSampler,
 ) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader, but for a sampler that it would copy into each of its workers."""
-    images = IndexedDataset(DatasetFromList(dataset, copy=False))
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    images = IndexedDataset(dataset)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     loader = DataLoader(
@@ -106,13 +116,50 @@ def _drawn_in_this_process(
 def build_test_loader(cfg: Any, dataset_name: str) -> DataLoader:
     """The images of one data set, each once, split between the processes."""
     mapper = LongTailDatasetMapper(cfg, is_train=False)
+    batch_size = cfg.MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE
     with _dataset_errors(cfg, [dataset_name]):
-        return build_detection_test_loader(
-            cfg,
-            dataset_name,
-            mapper=mapper,
-            batch_size=cfg.MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE,
+        dataset = _cached(cfg, dataset_name)
+        if dataset is None:
+            return build_detection_test_loader(
+                cfg, dataset_name, mapper=mapper, batch_size=batch_size
+            )
+    return build_detection_test_loader(
+        dataset, mapper=mapper, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def _training_set(cfg: Any) -> CachedDataset | CachedDatasets | list[dict[str, Any]]:
+    """What Detectron2's ``get_detection_dataset_dicts`` gives, from the cache where that can be."""
+    names = cfg.DATASETS.TRAIN
+    parts = [part for name in names if (part := _cached(cfg, name)) is not None]
+    if len(parts) < len(names):
+        return get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            if cfg.MODEL.KEYPOINT_ON
+            else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        parts = [part.without_empty_images() for part in parts]
+    check_metadata_consistency("thing_classes", names)
+    dataset = parts[0] if len(parts) == 1 else CachedDatasets(parts)
+    if not len(dataset):
+        raise InputError(
+            f"no image of {', '.join(names)} has an annotation to train on; check DATASETS.TRAIN"
+        )
+    logger.info(
+        "%d images with %d objects to train on", len(dataset), len(dataset.class_pairs()[0])
+    )
+    return dataset
+
+
+def _cached(cfg: Any, name: str) -> CachedDataset | None:
+    # Proposals are added to the dictionaries, and keypoints are not in the cache.
+    if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+        return None
+    return cached_dataset(name)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ and takes each world-size-th index of it.
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 
 from balms_det import repeat_factors as rf
 from balms_det.bilevel import choose_classes, class_log_weights, initial_rate_logits
+from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.repeat_factors import ClassImages, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -233,13 +234,34 @@ DETECTRON2_SAMPLERS = (
 )
 
 
-def build_train_sampler(cfg: Any, dataset_dicts: Iterable[Mapping[str, Any]]) -> Sampler[int]:
-    """The sampler of this package that DATALOADER.SAMPLER_TRAIN, one of SAMPLERS, names.
+def build_train_sampler(
+    cfg: Any, dataset: Sequence[Mapping[str, Any]] | CachedDataset | CachedDatasets
+) -> Sampler[int] | None:
+    """The sampler that DATALOADER.SAMPLER_TRAIN names.
+
+    Returns:
+        None for those of Detectron2 that its loader makes, without looking at the annotations or,
+        where they are not cached, by going through all dictionaries.
 
     Raises:
         InputError: the data set's classes are not the model's, or it has no annotation to draw by.
     """
-    images = ClassImages.from_dataset_dicts(dataset_dicts, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    logger.info("Using training sampler %s", cfg.DATALOADER.SAMPLER_TRAIN)
-    # A negative SEED asks for another stream in each run.
-    return SAMPLERS[cfg.DATALOADER.SAMPLER_TRAIN](cfg, images, cfg.SEED if cfg.SEED >= 0 else None)
+    name, num_classes = cfg.DATALOADER.SAMPLER_TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if name in SAMPLERS:
+        logger.info("Using training sampler %s", name)
+        images = ClassImages.from_dataset_dicts(dataset, num_classes)
+        # A negative SEED asks for another stream in each run.
+        return SAMPLERS[name](cfg, images, cfg.SEED if cfg.SEED >= 0 else None)
+    if name == "RepeatFactorTrainingSampler" and not isinstance(dataset, list):
+        logger.info("Using training sampler %s", name)
+        # Detectron2 counts crowds for this, and its sampler takes negative seeds as they are.
+        pairs = dataset.class_pairs(crowds=True)
+        images = ClassImages.from_pairs(*pairs, len(dataset), num_classes)
+        factors = rf.class_repeat_factors(
+            rf.image_frequency(images),
+            cfg.DATALOADER.REPEAT_THRESHOLD,
+            sqrt=cfg.DATALOADER.REPEAT_SQRT,
+        )
+        per_image = torch.from_numpy(rf.image_repeat_factors(images, factors)).float()
+        return RepeatFactorTrainingSampler(per_image, seed=cfg.SEED)
+    return None
