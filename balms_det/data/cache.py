@@ -203,10 +203,10 @@ def _digest(path: str | os.PathLike[str]) -> "hashlib._Hash":
 
 
 def _open(path: Path) -> AnnotationCache | None:
-    """The cache at `path`, None where there is none that is whole."""
+    """The cache at `path`, None where there is none that can be read and is whole."""
     try:
         return AnnotationCache(path)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
