@@ -169,7 +169,7 @@ def test_changes_to_a_dictionary_are_not_kept(write):
     record.pop("height")
     assert dataset[5] == expected
     with pytest.raises(ValueError, match="read-only"):
-        dataset._cache.class_index[0] = 1
+        dataset.cache.class_index[0] = 1
 
 
 def test_a_file_that_changes_without_looking_so_is_read_again(write, folder):

@@ -99,6 +99,9 @@ class CachedDataset(Sequence[dict[str, Any]]):
 
     In the place of a list of dictionaries it gives the same ones, but changes to a dictionary are
     not kept. Given to a data loader it is not pickled, and needs no memory in its workers.
+
+    Attributes:
+        cache: of the annotation file.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
             image_root: folder of the pictures.
             images: (N',) positions in the cache, ascending; by default all.
         """
-        self._cache = cache
+        self.cache = cache
         self._image_root = image_root
         self._images = np.arange(cache.num_images) if images is None else images
 
@@ -124,12 +127,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         images = self._images[index]
         if isinstance(index, slice):
-            return [self._cache.dataset_dict(image, self._image_root) for image in images]
-        return self._cache.dataset_dict(images, self._image_root)
+            return [self.cache.dataset_dict(image, self._image_root) for image in images]
+        return self.cache.dataset_dict(images, self._image_root)
 
     def class_pairs(self, *, crowds: bool = False) -> tuple[IntArray, IntArray]:
         """(A',) image and (A',) class indices of the annotations, without or with crowds."""
-        cache = self._cache
+        cache = self.cache
         position = np.full(cache.num_images, -1)
         position[self._images] = np.arange(len(self))
         image_index = position[cache.image_index]
@@ -141,7 +144,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
     def without_empty_images(self) -> "CachedDataset":
         """Without the images that have no annotation, or only crowds."""
         annotated = np.unique(self.class_pairs()[0])
-        return CachedDataset(self._cache, self._image_root, self._images[annotated])
+        return CachedDataset(self.cache, self._image_root, self._images[annotated])
 
 
 class CachedDatasets(ConcatDataset[dict[str, Any]]):

@@ -179,12 +179,21 @@ class LVISEvaluator(DatasetEvaluator):
         predictions = list(self._predictions.values())
         if self._distributed:
             predictions = gather_predictions(predictions)
-        results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if self._ground_truth is None:
-            return results
-        ground_truth = self._ground_truth
+            return OrderedDict()
         predictions.sort(key=lambda prediction: prediction.image_id)
+        return self.evaluate_predictions(predictions)
 
+    def evaluate_predictions(
+        self, predictions: Sequence[ImagePredictions]
+    ) -> OrderedDict[str, dict[str, float]]:
+        """As :meth:`evaluate`, for predictions of all processes, in the order of their image ids.
+
+        Only in the main process.
+        """
+        ground_truth = self._ground_truth
+        assert ground_truth is not None, "the ground truth is read by the main process"
+        results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
             path = self._output_dir / "lvis_instances_results.json"
