@@ -1,9 +1,6 @@
 """Reading annotation files in LVIS or COCO format: the structure is checked here, and only here."""
 
-import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from balms_det.errors import InputError
+from balms_det.garbage import paused_gc
 
 _FIELDS: dict[str, dict[str, type]] = {
     "images": {"id": int, "height": int, "width": int},
@@ -159,22 +157,6 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
             f"{path}: this is not valid JSON ({error}, at the end of {excerpt!r}); mend that "
             "place, or fetch the file again if it was cut off while being copied"
         ) from error
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause garbage collection.
-
-    Parsing makes millions of objects and no garbage. Looking for garbage among them all the same
-    takes half of the time that an annotation file of LVIS's size takes to parse.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def sections_of(content: Any, path: str | os.PathLike[str]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ PURE = {
     "config",
     "dataset_check",
     "errors",
+    "garbage",
     "losses",
     "peer_losses",
     "repeat_factors",

@@ -23,7 +23,10 @@ KEYS = {
     "work", "device", "dtype", "classes", "peer", "ours_s", "peer_s", "ratio", "ours_peak_mb",
     "peer_peak_mb", "max_abs_diff", "repeat", "versions",
 }  # fmt: skip
-TINY = {"classes": 12, "proposals": 30, "detections": 10, "side": 64, "rois": 16}
+TINY = {
+    "classes": 12, "proposals": 30, "detections": 10, "side": 64, "rois": 16,
+    "images": 20, "annotations": 90, "peer_images": 10,
+}  # fmt: skip
 
 
 def compare(ours, peer, **kwargs):

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from balms_det.benchmark.annotations import dataset_load, dataset_stats, lvis_evaluation
 from balms_det.benchmark.detector import box_selection, image, mask_head, train_step
 from balms_det.benchmark.losses import loss_step
 from balms_det.benchmark.measure import Comparison, environment, measure
@@ -24,6 +25,9 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
         train_step,
         loss_step,
         meta_step,
+        lvis_evaluation,
+        dataset_load,
+        dataset_stats,
     )
 }  # fmt: skip
 

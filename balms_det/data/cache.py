@@ -25,11 +25,12 @@ from detectron2.structures import BoxMode
 from iopath.common.file_io import file_lock
 from torch.utils.data import ConcatDataset
 
-from balms_det.annotation_file import AnnotationFile, parse_json, paused_gc, read_bytes
+from balms_det.annotation_file import AnnotationFile, parse_json, read_bytes
 from balms_det.atomic_file import atomic_file
 from balms_det.class_stats import ClassStats, IntArray
 from balms_det.data.dataset_dicts import load_dataset_dicts
 from balms_det.errors import InputError
+from balms_det.garbage import paused_gc
 
 CACHE_VARIABLE = "BALMS_DET_CACHE"
 

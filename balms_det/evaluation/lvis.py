@@ -35,6 +35,7 @@ from balms_det.evaluation.predictions import (
     write_predictions,
 )
 from balms_det.evaluation.report import GROUP_NAMES, format_per_class, format_results
+from balms_det.garbage import paused_gc
 
 logger = logging.getLogger(__name__)
 
@@ -355,6 +356,7 @@ def _read_ground_truth(path: str) -> AnnotationFile:
     return file
 
 
+@paused_gc()
 def _hotcoco_precision(
     ground_truth: AnnotationFile, predictions: Sequence[ImagePredictions], task: str, max_dets: int
 ) -> np.ndarray:

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from balms_det.annotation_file import read_json
 from balms_det.atomic_file import atomic_file
 from balms_det.errors import InputError
+from balms_det.garbage import paused_gc
 
 # Few enough that the pickled arrays of a round are small beside all predictions.
 _IMAGES_PER_ROUND = 256
@@ -118,6 +119,7 @@ def _from_records(image_id: int, records: list[dict[str, Any]]) -> ImagePredicti
     )
 
 
+@paused_gc()
 def write_predictions(path: Path, predictions: Sequence[ImagePredictions]) -> None:
     """Write COCO's result format, an image at a time."""
     with atomic_file(path) as file:
