@@ -28,7 +28,6 @@ from balms_det.evaluation import LVISEvaluator
 TRAIN_IMAGES, TRAIN_ANNOTATIONS = LVIS_V1["train"]
 VAL_IMAGES, VAL_ANNOTATIONS = LVIS_V1["val"]
 
-# As many as an epoch's first thousands of images, in the order of an epoch.
 _IMAGES_READ = 5000
 
 
@@ -39,9 +38,9 @@ def dataset_load(
     images: int = TRAIN_IMAGES,
     annotations: int = TRAIN_ANNOTATIONS,
 ) -> Iterator[Comparison]:
-    """Detectron2's dictionaries of an annotation file, ready for a data loader.
+    """Detectron2's dictionaries of an annotation file, and making those of some images.
 
-    The peer's time to ready them is without that to serialise them for the loader's workers, which
+    The peer's time is without that to serialise all dictionaries for a loader's workers, which
     it does afterwards.
 
     Args:
@@ -62,8 +61,7 @@ def dataset_load(
             return open_again()
 
         dataset = open_again()
-        sizes = {"annotation_file_mb": path.stat().st_size >> 20}
-        sizes["cache_mb"] = dataset.cache.path.stat().st_size >> 20
+        sizes = _file_sizes(path)
         for variant, ours in [
             ("second and later processes", open_again),
             ("first process", build_and_open),
@@ -83,8 +81,8 @@ def dataset_load(
             lambda: [dataset[index] for index in order],
             lambda: [serialised[position] for position in range(len(order))],
             _differing_dictionaries,
-            variant="dictionaries in the order of an epoch",
-            sizes={**sizes, "images_read": len(order)},
+            variant=f"dictionaries of {len(order)} images in the order of an epoch",
+            sizes=sizes,
         )
 
 
@@ -104,7 +102,7 @@ def dataset_stats(
         annotations: of all images.
     """
     with _lvis_like_file(classes, images, annotations) as path:
-        open_annotations(path)
+        sizes = _file_sizes(path)
         ways: list[tuple[str, Callable[[], ClassStats]]] = [
             ("from the cache", lambda: open_annotations(path).class_stats),
             ("without a cache", lambda: ClassStats.from_json(path)),
@@ -115,7 +113,9 @@ def dataset_stats(
         ]
         for variant, ours in ways:
             for parser, parse in parsers:
-                yield Comparison(parser, ours, parse, _differing_counts, variant=variant)
+                yield Comparison(
+                    parser, ours, parse, _differing_counts, variant=variant, sizes=sizes
+                )
 
 
 def lvis_evaluation(
@@ -186,6 +186,12 @@ def _lvis_like_file(classes: int, images: int, annotations: int) -> Iterator[Pat
         write_lvis_like(path, images=images, annotations=annotations, classes=classes)
         with mock.patch.dict(os.environ, {CACHE_VARIABLE: os.path.join(folder, "caches")}):
             yield path
+
+
+def _file_sizes(path: Path) -> dict[str, int]:
+    """Of the annotation file and its cache, which is there afterwards."""
+    cache = open_annotations(path).path
+    return {"file_mb": path.stat().st_size >> 20, "cache_mb": cache.stat().st_size >> 20}
 
 
 def _with_first_images(file: AnnotationFile, number: int, path: Path) -> Path:
