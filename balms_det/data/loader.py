@@ -57,9 +57,7 @@ class LongTailDatasetMapper(DatasetMapper):
 class IndexedDataset(Dataset[dict[str, Any]]):
     """Data set dicts that say where they were: with their index under "dataset_index"."""
 
-    def __init__(
-        self, dataset: CachedDataset | CachedDatasets | DatasetFromList
-    ) -> None:
+    def __init__(self, dataset: CachedDataset | CachedDatasets | DatasetFromList) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
