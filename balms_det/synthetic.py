@@ -60,6 +60,8 @@ class GlyphOptions:
 
     Attributes:
         classes: number of classes, 1 to 1,203.
+        first_class: characters of the generator's list that are passed over, so that two sets can
+            be made that share no class.
         train_images: number of training images, at least 1.
         val_images: number of validation images, at least 1.
         size: side S of the square images in pixels, at least 32.
@@ -86,6 +88,7 @@ class GlyphOptions:
     """
 
     classes: int = 10
+    first_class: int = 0
     train_images: int = 600
     val_images: int = 100
     size: int = 128
@@ -105,6 +108,11 @@ class GlyphOptions:
 
     def __post_init__(self) -> None:
         self._require("classes", 1 <= self.classes <= MAX_CLASSES, f"1 to {MAX_CLASSES}")
+        self._require(
+            "first_class",
+            0 <= self.first_class <= MAX_CLASSES - self.classes,
+            f"0 to {MAX_CLASSES - self.classes}, for {self.classes} of {MAX_CLASSES} characters",
+        )
         self._require("train_images", self.train_images >= 1, "1 or more")
         self._require("val_images", self.val_images >= 1, "1 or more")
         self._require("size", self.size >= 32, "32 pixels or more")
@@ -588,7 +596,7 @@ def generate(
     if _is_finished(out_dir, options):
         return False
     tasks = _plan(options, "train") + _plan(options, "val")
-    characters = glyph_characters(options.classes)
+    characters = glyph_characters(options.first_class + options.classes)[options.first_class :]
     try:
         _clear(out_dir)
         draw = partial(_draw_image, options=options, characters=characters, out_dir=out_dir)

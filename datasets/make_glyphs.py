@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     option("classes", "number of classes, 1 to 1203", metavar="K")
+    option("first_class", "characters to pass over, for classes of their own", metavar="N")
     option("train_images", "number of training images", metavar="N")
     option("val_images", "number of validation images", metavar="N")
     option("size", "side of the square images in pixels", metavar="S")
