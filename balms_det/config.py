@@ -42,6 +42,9 @@ def add_balms_config(cfg: Any) -> None:
     cfg.MODEL.LONG_TAIL.LOSS.MARGIN.ROWS = "foreground"
     # Factor on the margin: 0 turns it off, 1 is the paper's.
     cfg.MODEL.LONG_TAIL.LOSS.MARGIN.TAU = 1.0
+    # Iteration from which the margin, or the shift of Balanced Softmax, applies; before it the loss
+    # is the plain one. Deferred as LDAM's re-weighting is (arXiv:1906.07413).
+    cfg.MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER = 0
 
     # Focal loss, -alpha_t (1 - p_t)^gamma log p_t (arXiv:1708.02002, eq. 5; defaults: section 5.1).
     cfg.MODEL.LONG_TAIL.LOSS.FOCAL = CN()
@@ -167,6 +170,15 @@ def add_balms_config(cfg: Any) -> None:
     # Of these, the paths of the modules that start from their initialisation instead of the first
     # stage's values (cRT). Release: none.
     cfg.MODEL.LONG_TAIL.DECOUPLE.REINIT = []
+    # Iteration from which all but TRAIN_MODULES is frozen, for both stages in one run: with a value
+    # above 0 MODEL.WEIGHTS is what any training starts from, and nothing is reinitialised.
+    cfg.MODEL.LONG_TAIL.DECOUPLE.START_ITER = 0
+    # Folder where the box head's features of every training image are kept, so that a second stage
+    # that trains nothing but the classifier computes them once; "" computes them in each iteration.
+    # balms_det/engine/feature_cache.py tells what is kept and when it is computed anew.
+    cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE = ""
+    # How many samples of proposals, each with an augmentation of its own, are kept of an image.
+    cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_VIEWS = 1
 
     # How evaluation and demo run the model. The defaults give Detectron2's detections; the others
     # round otherwise. How much faster, and how far apart: docs/PERFORMANCE.md.

@@ -70,6 +70,7 @@ class Method:
         tensors: from the class statistics and the MODEL.LONG_TAIL node, tensors that move with
             the model. None where the loss needs no statistics.
         options: from the same node, plain arguments.
+        deferred: those of the tensors that are zero until LOSS.MARGIN.START_ITER.
         state: None for losses that remember nothing.
     """
 
@@ -77,6 +78,7 @@ class Method:
     loss: Callable[..., Tensor]
     tensors: Callable[[ClassStats, Any], dict[str, Tensor]] | None = None
     options: Callable[[Any], dict[str, Any]] = lambda long_tail: {}
+    deferred: tuple[str, ...] = ()
     state: RunningState | None = None
 
     @property
@@ -191,9 +193,15 @@ EQUILIBRIUM_STATE = RunningState(
 METHODS: dict[str, Method] = {
     "softmax": Method(SOFTMAX, losses.softmax_loss),
     "sigmoid": Method(SIGMOID, losses.sigmoid_loss),
-    "balanced_softmax": Method(SOFTMAX, losses.shifted_softmax_loss, _softmax_shifts),
+    "balanced_softmax": Method(
+        SOFTMAX, losses.shifted_softmax_loss, _softmax_shifts, deferred=("shifts",)
+    ),
     "balanced_sigmoid": Method(
-        SIGMOID, losses.balanced_sigmoid_loss, _sigmoid_margins, _options("MARGIN", "ROWS")
+        SIGMOID,
+        losses.balanced_sigmoid_loss,
+        _sigmoid_margins,
+        _options("MARGIN", "ROWS"),
+        deferred=("margins",),
     ),
     "focal": Method(SIGMOID, losses.focal_loss, options=_options("FOCAL", "GAMMA", "ALPHA")),
     "ldam": Method(SOFTMAX, losses.ldam_loss, _ldam_margins, _ldam_scale),
@@ -262,11 +270,7 @@ class ClassWeights(nn.Module):
 
     def forward(self, gt_classes: Tensor) -> Tensor | None:
         """(R,) factors, or None before they apply."""
-        # The trainer's iteration, not a count of calls: it starts over with a schedule, and goes
-        # on with one that is resumed.
-        if self._start_iter > 0 and get_event_storage().iter < self._start_iter:
-            return None
-        return self.weights[gt_classes]
+        return self.weights[gt_classes] if _has_begun(self._start_iter) else None
 
 
 class LearnedClassWeights(nn.Module):
@@ -325,6 +329,7 @@ class Criterion(nn.Module):
         activation: Activation,
         tensors: dict[str, Tensor] | None,
         options: dict[str, Any],
+        start_iter: int = 0,
         class_weights: ClassWeights | LearnedClassWeights | None = None,
         federated: FederatedClasses | None = None,
     ) -> None:
@@ -336,6 +341,8 @@ class Criterion(nn.Module):
             tensors: the method's tensor arguments, or None when there are no class statistics to
                 compute them from.
             options: the method's plain arguments.
+            start_iter: training iteration from which the method's deferred tensors apply; before
+                it they are zero.
             class_weights: on the rows of the loss; None for equal ones.
             federated: selects the classes of each batch; None for all.
         """
@@ -347,6 +354,7 @@ class Criterion(nn.Module):
         self._method = method
         self._num_classes = num_classes
         self._options = options
+        self._start_iter = start_iter
         self._ready = tensors is not None
         self._tensor_names = tuple(tensors or ())
         for name, tensor in (tensors or {}).items():
@@ -423,13 +431,26 @@ class Criterion(nn.Module):
         is_module = isinstance(self.activation, nn.Module)
         available = {
             **(dict(self.activation.named_buffers()) if is_module else {}),
-            **{name: getattr(self, name) for name in self._tensor_names},
+            **{name: self._tensor(name) for name in self._tensor_names},
             **self._options,
             **self._state(),
             "weights": weights,
         }
         named = inspect.signature(function).parameters
         return {name: value for name, value in available.items() if name in named}
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = getattr(self, name)
+        if name in self._method.deferred and not _has_begun(self._start_iter):
+            return torch.zeros_like(tensor)
+        return tensor
+
+
+def _has_begun(start_iter: int) -> bool:
+    """Whether training has come to an iteration."""
+    # The trainer's iteration, not a count of calls: it starts over with a schedule, and goes on
+    # with one that is resumed.
+    return start_iter == 0 or get_event_storage().iter >= start_iter
 
 
 def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) -> Criterion:
@@ -466,6 +487,7 @@ def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) 
         activation=activation,
         tensors=tensors,
         options=method.options(long_tail),
+        start_iter=long_tail.LOSS.MARGIN.START_ITER,
         class_weights=None if stats is None else _class_weights(stats, long_tail),
         federated=None if stats is None else _federated(stats, long_tail),
     )
