@@ -7,12 +7,20 @@ from balms_det.data.catalog import (
     register_dataset,
 )
 from balms_det.data.dataset_dicts import load_dataset_dicts
-from balms_det.data.loader import build_test_loader, build_train_loader, sampler_of
+from balms_det.data.loader import (
+    LongTailDatasetMapper,
+    build_test_loader,
+    build_train_loader,
+    load_train_dataset,
+    sampler_of,
+    with_index,
+)
 from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
 
 __all__ = [
     "DETECTRON2_SAMPLERS",
     "SAMPLERS",
+    "LongTailDatasetMapper",
     "MetaTrainingSampler",
     "build_test_loader",
     "build_train_loader",
@@ -20,6 +28,8 @@ __all__ = [
     "check_registered",
     "dataset_class_stats",
     "load_dataset_dicts",
+    "load_train_dataset",
     "register_dataset",
     "sampler_of",
+    "with_index",
 ]

@@ -2,7 +2,7 @@
 
 import logging
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,10 +55,11 @@ class LongTailDatasetMapper(DatasetMapper):
 
 
 class IndexedDataset(Dataset[dict[str, Any]]):
-    """Data set dicts that say where they were: with their index under "dataset_index"."""
+    """Cached data set dicts that say where they were: with their index under "dataset_index"."""
 
-    def __init__(self, dataset: CachedDataset | CachedDatasets | DatasetFromList) -> None:
+    def __init__(self, dataset: CachedDataset | CachedDatasets) -> None:
         self._dataset = dataset
+        self.class_pairs = dataset.class_pairs
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -67,13 +68,44 @@ class IndexedDataset(Dataset[dict[str, Any]]):
         return {**self._dataset[index], "dataset_index": index}
 
 
-def build_train_loader(cfg: Any) -> Iterable[list[dict[str, Any]]]:
-    """Training batches, drawn as DATALOADER.SAMPLER_TRAIN says."""
-    mapper = LongTailDatasetMapper(cfg, is_train=True)
+# Detectron2's standard dictionaries of the training images.
+TrainingSet = CachedDataset | CachedDatasets | IndexedDataset | list[dict[str, Any]]
+
+
+def with_index(dataset: TrainingSet) -> TrainingSet:
+    """The same images, each with its index under "dataset_index", which its mapper then finds."""
+    if isinstance(dataset, list):
+        return [{**record, "dataset_index": index} for index, record in enumerate(dataset)]
+    assert not isinstance(dataset, IndexedDataset)
+    return IndexedDataset(dataset)
+
+
+def load_train_dataset(cfg: Any) -> TrainingSet:
+    """Detectron2's dictionaries of the images of DATASETS.TRAIN, from the cache where that can be."""
     with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
+        return _training_set(cfg)
+
+
+def build_train_loader(
+    cfg: Any,
+    *,
+    dataset: TrainingSet | None = None,
+    mapper: Callable[[dict[str, Any]], Any] | None = None,
+) -> Iterable[list[Any]]:
+    """Training batches, drawn as DATALOADER.SAMPLER_TRAIN says.
+
+    Args:
+        cfg: the configuration.
+        dataset: as :func:`load_train_dataset` gives it; loaded where None.
+        mapper: from one of its dictionaries to what a batch lists; None for images with instances.
+    """
+    if mapper is None:
+        mapper = LongTailDatasetMapper(cfg, is_train=True)
+    if dataset is None:
         if cfg.DATALOADER.SAMPLER_TRAIN in _SAMPLERS_THAT_LOAD:
-            return build_detection_train_loader(cfg, mapper=mapper)
-        dataset = _training_set(cfg)
+            with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
+                return build_detection_train_loader(cfg, mapper=mapper)
+        dataset = load_train_dataset(cfg)
     sampler = build_train_sampler(cfg, dataset)
     if isinstance(sampler, MetaTrainingSampler):
         return _drawn_in_this_process(cfg, dataset, mapper, sampler)
@@ -90,14 +122,14 @@ def sampler_of(loader: Any) -> MetaTrainingSampler:
 
 def _drawn_in_this_process(
     cfg: Any,
-    dataset: CachedDataset | CachedDatasets | list[dict[str, Any]],
-    mapper: DatasetMapper,
+    dataset: TrainingSet,
+    mapper: Callable[[dict[str, Any]], Any],
     sampler: MetaTrainingSampler,
 ) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader, but for a sampler that it would copy into each of its workers."""
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    images = IndexedDataset(dataset)
+    images = with_index(dataset)
+    if isinstance(images, list):
+        images = DatasetFromList(images, copy=False)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     loader = DataLoader(
@@ -126,8 +158,8 @@ def build_test_loader(cfg: Any, dataset_name: str) -> DataLoader:
     )
 
 
-def _training_set(cfg: Any) -> CachedDataset | CachedDatasets | list[dict[str, Any]]:
-    """What Detectron2's ``get_detection_dataset_dicts`` gives, from the cache where that can be."""
+def _training_set(cfg: Any) -> TrainingSet:
+    """What Detectron2's ``get_detection_dataset_dicts`` gives."""
     names = cfg.DATASETS.TRAIN
     parts = [part for name in names if (part := _cached(cfg, name)) is not None]
     if len(parts) < len(names):

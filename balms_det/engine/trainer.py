@@ -18,11 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from balms_det.class_stats import ClassStats
-from balms_det.data import build_test_loader, build_train_loader
+from balms_det.data import build_test_loader, build_train_loader, load_train_dataset
 from balms_det.engine.checkpoint import LongTailCheckpointer
+from balms_det.engine.feature_cache import build_feature_loader, cached_features
+from balms_det.engine.hooks import FreezeLate
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import find_modules, freeze_except, prepared_for_inference
+from balms_det.modeling import (
+    find_modules,
+    freeze_except,
+    prepared_for_inference,
+    train_on_features,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ class LongTailTrainer(DefaultTrainer):
     """Trains, evaluates and checkpoints what the configuration describes."""
 
     def __init__(self, cfg: Any) -> None:
-        with _ddp_on_cpu() if cfg.MODEL.DEVICE == "cpu" else nullcontext():
+        with self._ddp_context(cfg):
             super().__init__(cfg)
 
     def build_hooks(self) -> list[HookBase]:
@@ -45,7 +52,23 @@ class LongTailTrainer(DefaultTrainer):
         # First, for it reads the step's learning rate before the schedule moves it, and what it
         # learns belongs to the same iteration's checkpoint.
         meta_learning = build_meta_learning(self.cfg, model, self._trainer.data_loader)
-        return ([meta_learning] if meta_learning else []) + super().build_hooks()
+        hooks = ([meta_learning] if meta_learning else []) + super().build_hooks()
+        decouple = self.cfg.MODEL.LONG_TAIL.DECOUPLE
+        if decouple.ENABLED and decouple.START_ITER > 0:
+            hooks.insert(
+                0, FreezeLate(decouple.START_ITER, decouple.TRAIN_MODULES, self._distributed)
+            )
+        return hooks
+
+    def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
+        """As DefaultTrainer distributes a model."""
+        with self._ddp_context(self.cfg):
+            distributed: torch.nn.Module = defaults.create_ddp_model(model, broadcast_buffers=False)
+        return distributed
+
+    @staticmethod
+    def _ddp_context(cfg: Any) -> AbstractContextManager[Any]:
+        return _ddp_on_cpu() if cfg.MODEL.DEVICE == "cpu" else nullcontext()
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:
@@ -53,7 +76,9 @@ class LongTailTrainer(DefaultTrainer):
         model = super().build_model(cfg)
         decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
         if decouple.ENABLED:
-            find_modules(model, decouple.REINIT, "MODEL.LONG_TAIL.DECOUPLE.REINIT")
+            for key in ("TRAIN_MODULES", "REINIT"):
+                find_modules(model, decouple[key], f"MODEL.LONG_TAIL.DECOUPLE.{key}")
+        if decouple.ENABLED and decouple.START_ITER == 0:
             freeze_except(model, decouple.TRAIN_MODULES)
             trained = [name for name, p in model.named_parameters() if p.requires_grad]
             logger.info("Only these parameters train: %s", ", ".join(trained))
@@ -62,10 +87,20 @@ class LongTailTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a second stage starts from a first one's checkpoint."""
         decouple = self.cfg.MODEL.LONG_TAIL.DECOUPLE
-        if decouple.ENABLED and not (resume and self.checkpointer.has_checkpoint()):
+        starts_frozen = decouple.ENABLED and decouple.START_ITER == 0
+        if starts_frozen and not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.load_first_stage(self.cfg.MODEL.WEIGHTS, reinit=decouple.REINIT)
         else:
             super().resume_or_load(resume)
+        if decouple.ENABLED and decouple.FEATURE_CACHE:
+            self._train_on_cached_features()
+
+    def _train_on_cached_features(self) -> None:
+        model = getattr(self._trainer.model, "module", self._trainer.model)
+        dataset = load_train_dataset(self.cfg)
+        cache = cached_features(self.cfg, model, dataset)
+        self._trainer.reset_data_loader(lambda: build_feature_loader(self.cfg, dataset, cache))
+        train_on_features(model)
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: torch.nn.Module) -> torch.optim.Optimizer:

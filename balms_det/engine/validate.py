@@ -58,6 +58,12 @@ def validate_config(cfg: CfgNode) -> None:
             "a probability between 0 and 1, both excluded",
         ),
         ("MODEL.LONG_TAIL.LOSS.MARGIN.TAU", margin.TAU, margin.TAU >= 0, "0 or more"),
+        (
+            "MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER",
+            margin.START_ITER,
+            margin.START_ITER >= 0,
+            "0 or more",
+        ),
         *(
             (f"MODEL.LONG_TAIL.LOSS.{key}", value, holds(value), allowed)
             for key, value, holds, allowed in _loss_ranges(loss)
@@ -157,7 +163,23 @@ def _validate_decouple(cfg: CfgNode) -> None:
                 )
     if not decouple.ENABLED:
         return
-    if not cfg.MODEL.WEIGHTS:
+    for name, least in (("START_ITER", 0), ("FEATURE_VIEWS", 1)):
+        if decouple[name] < least:
+            raise InputError(f"{key}.{name} is {decouple[name]}; set it to {least} or more")
+    if decouple.FEATURE_CACHE:
+        _validate_feature_cache(cfg)
+    if decouple.START_ITER > 0:
+        for name, value in (
+            (f"{key}.REINIT", decouple.REINIT),
+            ("MODEL.LONG_TAIL.CLASSIFIER", [classifier] if classifier == "lws" else []),
+        ):
+            if value:
+                raise InputError(
+                    f"{key}.START_ITER is {decouple.START_ITER}, so that one run trains both "
+                    f"stages, but {name} is {value[0]!r}, which needs a first stage that is "
+                    f"complete; set {key}.START_ITER to 0"
+                )
+    elif not cfg.MODEL.WEIGHTS:
         raise InputError(
             f"{key}.ENABLED is True, but MODEL.WEIGHTS is ''; set it to the checkpoint of the "
             "first stage"
@@ -230,6 +252,40 @@ def _validate_meta(cfg: CfgNode) -> None:
             raise InputError(
                 f"MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES leaves {path} frozen, but {learned[0]}, "
                 "which needs the classifier to train; add it"
+            )
+
+
+def _validate_feature_cache(cfg: CfgNode) -> None:
+    """Refuse cached features where more than the classifier depends on the images."""
+    decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
+    key = "MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE"
+    classifier = "roi_heads.box_predictor.cls_score"
+    for path in decouple.TRAIN_MODULES:
+        if not is_within(path, [classifier]):
+            raise InputError(
+                f"{key} is set, but MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES names {path!r}, which "
+                f"does not train on cached features; train {classifier} alone, or set {key} to ''"
+            )
+    for name, value, unable in (
+        ("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, "MetaTrainingSampler"),
+        (
+            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
+            cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME,
+            "learned",
+        ),
+    ):
+        if value == unable:
+            raise InputError(
+                f"{key} is set, but {name} is {value!r}, which learns from images; set {key} to ''"
+            )
+    for name, value, needed in (
+        ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, "LongTailROIHeads"),
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, "GeneralizedRCNN"),
+        ("MODEL.LONG_TAIL.DECOUPLE.START_ITER", decouple.START_ITER, 0),
+    ):
+        if value != needed:
+            raise InputError(
+                f"{key} is set, but {name} is {value!r}; set it to {needed!r}, or {key} to ''"
             )
 
 

@@ -7,6 +7,7 @@ from balms_det.modeling.execution import PRECISIONS, prepared_for_inference
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
+from balms_det.modeling.roi_features import sampled_roi_features, train_on_features
 from balms_det.modeling.roi_heads import LongTailCascadeROIHeads, LongTailROIHeads
 
 __all__ = [
@@ -26,4 +27,6 @@ __all__ = [
     "freeze_except",
     "is_within",
     "prepared_for_inference",
+    "sampled_roi_features",
+    "train_on_features",
 ]

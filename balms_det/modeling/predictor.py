@@ -139,17 +139,30 @@ class LongTailPredictor(FastRCNNOutputLayers):
                 ),
             ]
         )
-        _log_foreground_accuracy(logits, gt_classes, self.num_classes)
         if isinstance(deltas, ClassDeltas):
             rows = (gt_classes < self.num_classes).nonzero()[:, 0]
             own = deltas.at(rows, gt_classes[rows])
             # Of the background, whose boxes no loss looks at, they are zero.
             deltas = own.new_zeros(len(gt_classes), 4).index_put((rows,), own)
-        losses = {
-            "loss_cls": self.criterion(logits, gt_classes),
-            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        box_reg_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        return {
+            **self.classification_loss(logits, gt_classes),
+            "loss_box_reg": box_reg_loss * self.loss_weight.get("loss_box_reg", 1.0),
         }
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def classification_loss(self, logits: Tensor, gt_classes: Tensor) -> dict[str, Tensor]:
+        """The part of :meth:`losses` that trains the classifier.
+
+        Args:
+            logits: (R, num_logits).
+            gt_classes: (R,) in [0, K].
+
+        Returns:
+            "loss_cls", a scalar.
+        """
+        _log_foreground_accuracy(logits, gt_classes, self.num_classes)
+        weight = self.loss_weight.get("loss_cls", 1.0)
+        return {"loss_cls": self.criterion(logits, gt_classes) * weight}
 
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[Tensor, Tensor | ClassDeltas], proposals: list[Instances]

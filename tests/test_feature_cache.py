@@ -1,0 +1,351 @@
+"""Cached features: the same rows train the same, and nothing stale or unfinished counts."""
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from tiny_model import batch, tiny_cfg
+
+from balms_det.data import load_train_dataset, register_dataset
+from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
+from balms_det.engine import feature_cache as fc
+from balms_det.errors import InputError
+from balms_det.modeling import freeze_except, sampled_roi_features, train_on_features
+from balms_det.synthetic import GlyphOptions, generate
+
+CLASSIFIER = "roi_heads.box_predictor.cls_score"
+DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
+NUM_IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features_set")
+    generate(folder, GlyphOptions(train_images=NUM_IMAGES, val_images=2, size=64, min_scale=0.2))
+    register_dataset("features_train", str(folder / "glyphs_train.json"), str(folder))
+    yield folder
+    DatasetCatalog.remove("features_train")
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    """Path and state of a detector's checkpoint."""
+    folder = tmp_path_factory.mktemp("first_stage")
+    torch.manual_seed(1)
+    model = build_model(tiny_cfg("MODEL.LONG_TAIL.LOSS.NAME", "sigmoid"))
+    LongTailCheckpointer(model, str(folder)).save("model_final")
+    return folder / "model_final.pth", model.state_dict()
+
+
+@pytest.fixture
+def cfg(folder, first_stage, tmp_path):
+    return second_stage_cfg(first_stage, tmp_path)
+
+
+def second_stage_cfg(first_stage, output, *opts):
+    return tiny_cfg(
+        "MODEL.LONG_TAIL.LOSS.NAME", "sigmoid", f"{DECOUPLE}.ENABLED", True,
+        "MODEL.WEIGHTS", first_stage[0], "OUTPUT_DIR", output, "DATASETS.TEST", (),
+        "DATASETS.TRAIN", ("features_train",), "DATALOADER.NUM_WORKERS", 0,
+        "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (64,), "SOLVER.MAX_ITER", 2,
+        "SOLVER.WARMUP_ITERS", 0, f"{DECOUPLE}.FEATURE_CACHE", output / "cache", *opts,
+    )  # fmt: skip
+
+
+def frozen_model(cfg, state=None):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    if state is not None:
+        model.load_state_dict(state)
+    freeze_except(model, [CLASSIFIER])
+    return model.train()
+
+
+def gradients(model, inputs):
+    with EventStorage():
+        losses = model(inputs)
+    model.zero_grad()
+    losses["loss_cls"].backward()
+    return losses["loss_cls"].item(), [p.grad for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax", "eqlv2", "seesaw"])
+def test_the_same_rows_give_the_same_loss_and_gradient(loss):
+    model = frozen_model(tiny_cfg("MODEL.LONG_TAIL.LOSS.NAME", loss))
+    first_state = copy.deepcopy(model)
+    on_features = copy.deepcopy(model)
+    torch.manual_seed(5)
+    expected_loss, expected = gradients(model, batch())
+    torch.manual_seed(5)
+    with EventStorage():
+        rows = sampled_roi_features(on_features, batch())
+    train_on_features(on_features)
+    inputs = [{"features": features, "gt_classes": classes} for features, classes in rows]
+    loss, actual = gradients(on_features, inputs)
+    assert loss == expected_loss and len(actual) == 2
+    assert all(map(torch.equal, actual, expected))
+    assert any(gradient.abs().max() > 0 for gradient in actual)
+
+    again = copy.deepcopy(first_state)
+    train_on_features(again)
+    halved = [{**each, "features": each["features"].half()} for each in inputs]
+    _, rounded = gradients(again, halved)
+    for one, other in zip(rounded, expected, strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()
+
+
+def test_inference_is_not_touched():
+    model = frozen_model(tiny_cfg()).eval()
+    with torch.no_grad():
+        expected = model(batch())
+        train_on_features(model)
+        actual = model(batch())
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one["instances"].scores, other["instances"].scores)
+
+
+def test_images_without_objects_have_background_rows():
+    model = frozen_model(tiny_cfg())
+    with EventStorage():
+        rows = sampled_roi_features(model, batch(objects=0))
+    assert all((classes == 10).all() and len(classes) for _, classes in rows)
+
+
+def extract(cfg, state):
+    return fc.cached_features(cfg, frozen_model(cfg, state), load_train_dataset(cfg))
+
+
+def test_the_cache_holds_what_training_would_see(cfg, first_stage):
+    cache = extract(cfg, first_stage[1])
+    dataset = load_train_dataset(cfg)
+    model = frozen_model(cfg, first_stage[1])
+    for start in range(0, NUM_IMAGES, 2):
+        images = list(fc._Slots(dataset, fc.LongTailDatasetMapper(cfg, True), range(NUM_IMAGES)))
+        with fc._seeded(start), EventStorage():
+            expected = sampled_roi_features(model, images[start : start + 2])
+        for offset, (features, classes) in enumerate(expected):
+            rows = cache({"position": start + offset})
+            assert torch.equal(rows["features"], features.half())
+            assert torch.equal(rows["gt_classes"], classes)
+
+
+def test_random_numbers_are_left_as_they_were(cfg, first_stage):
+    model = frozen_model(cfg, first_stage[1])
+    dataset = load_train_dataset(cfg)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    fc.cached_features(cfg, model, dataset)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(3) == expected[1]).all()
+
+
+def test_an_extraction_cut_short_goes_on_and_ends_the_same(
+    folder, first_stage, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fc, "_BATCHES_PER_FLUSH", 1)
+    whole = extract(second_stage_cfg(first_stage, tmp_path / "whole"), first_stage[1])
+    cfg = second_stage_cfg(first_stage, tmp_path / "cut")
+    computed = []
+
+    def failing(model, images):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append(len(images))
+        return sampled_roi_features(model, images)
+
+    monkeypatch.setattr(fc, "sampled_roi_features", failing)
+    with pytest.raises(KeyboardInterrupt):
+        extract(cfg, first_stage[1])
+    computed.clear()
+    cut = extract(cfg, first_stage[1])
+    assert computed == [2]  # of the six images, those that were missing
+    for name in ("features", "classes", "num_rows"):
+        assert np.array_equal(getattr(cut, name), getattr(whole, name))
+
+
+def test_rows_that_were_written_but_not_committed_do_not_count(cfg, first_stage):
+    cache = extract(cfg, first_stage[1])
+    cache.num_rows[3] = -1
+    cache.features[3] = 7
+    cache.num_rows.flush()
+    again = extract(cfg, first_stage[1])
+    assert not len(again.missing()) and not (again.features[3] == 7).all()
+
+
+def test_nothing_is_computed_twice(cfg, first_stage, monkeypatch):
+    extract(cfg, first_stage[1])
+    monkeypatch.setattr(fc, "_extract", None)
+    extract(cfg, first_stage[1])
+
+
+def key_of(cfg, state, dataset=None):
+    return fc.cache_key(cfg, frozen_model(cfg, state), dataset or load_train_dataset(cfg))
+
+
+def test_features_are_known_by_what_they_depend_on(cfg, first_stage, folder):
+    state = first_stage[1]
+    key = key_of(cfg, state)
+    keys = {key}
+    for name in (
+        "backbone.fpn_lateral5.weight",
+        "backbone.bottom_up.stem.conv1.norm.running_mean",
+        "proposal_generator.rpn_head.objectness_logits.bias",
+        "roi_heads.box_head.fc1.bias",
+    ):
+        other = {**state, name: state[name] + 1e-3}
+        keys.add(key_of(cfg, other))
+    for option, value in (
+        ("INPUT.MIN_SIZE_TRAIN", (80,)),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
+        ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 10),
+        (f"{DECOUPLE}.FEATURE_VIEWS", 2),
+    ):
+        other_cfg = cfg.clone()
+        other_cfg.merge_from_list([option, value])
+        keys.add(key_of(other_cfg, state))
+    dataset = load_train_dataset(cfg)
+    dataset[0]["annotations"][0]["category_id"] += 1
+    keys.add(key_of(cfg, state, dataset))
+    picture = load_train_dataset(cfg)[0]["file_name"]
+    status = os.stat(picture)
+    os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    keys.add(key_of(cfg, state))
+    assert len(keys) == 11
+    os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert key_of(cfg, state) == key
+
+
+def test_classifier_loss_and_seed_share_the_features(cfg, first_stage):
+    state = first_stage[1]
+    key = key_of(cfg, state)
+    name = f"{CLASSIFIER}.weight"
+    assert key_of(cfg, {**state, name: state[name] + 1}) == key
+    for option, value in (
+        ("SEED", 7),
+        ("SOLVER.BASE_LR", 0.5),
+        ("MODEL.LONG_TAIL.LOSS.NAME", "focal"),
+        ("DATALOADER.SAMPLER_TRAIN", "ClassBalancedTrainingSampler"),
+    ):
+        other = cfg.clone()
+        other.merge_from_list([option, value])
+        assert key_of(other, state) == key
+
+
+def test_a_broken_cache_is_refused(cfg, first_stage):
+    extract(cfg, first_stage[1])
+    (path,) = cache_folder(cfg).glob("*/features.npy")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="features.npy.*cannot be read.*remove"):
+        extract(cfg, first_stage[1])
+
+
+def cache_folder(cfg):
+    return Path(cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE)
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(cfg, first_stage):
+    state = {**first_stage[1]}
+    state["roi_heads.box_head.fc1.bias"] = state["roi_heads.box_head.fc1.bias"] + 1e6
+    with pytest.raises(InputError, match="not finite in half precision"):
+        extract(cfg, state)
+
+
+def test_no_room_is_said_before_anything_is_written(cfg, first_stage, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="GB are free"):
+        extract(cfg, first_stage[1])
+    assert not [*cache_folder(cfg).iterdir()]
+
+
+def test_views_are_samples_of_their_own(folder, first_stage, tmp_path):
+    cfg = second_stage_cfg(first_stage, tmp_path, f"{DECOUPLE}.FEATURE_VIEWS", 2)
+    cache = extract(cfg, first_stage[1])
+    assert len(cache.features) == 2 * NUM_IMAGES
+    seen = {cache({"position": 0})["features"].numpy().tobytes() for _ in range(20)}
+    assert len(seen) == 2
+
+
+# In training
+
+
+def trained(cfg):
+    torch.manual_seed(2)
+    trainer = LongTailTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer
+
+
+def test_the_trainer_moves_the_classifier_alone_and_saves_the_whole_model(cfg, first_stage):
+    trainer = trained(cfg)
+    state = first_stage[1]
+    after = trainer.model.state_dict()
+    moved = {name for name in state if not torch.equal(after[name], state[name])}
+    assert moved == {f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias"}
+    model = build_model(cfg)
+    build_checkpointer(cfg, model).load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    assert all(map(torch.equal, model.state_dict().values(), after.values()))
+
+
+@pytest.mark.parametrize(
+    "sampler", ["RepeatFactorTrainingSampler", "ClassBalancedTrainingSampler", "TrainingSampler"]
+)
+def test_every_sampler_and_method_train_on_the_same_features(
+    folder, first_stage, tmp_path, sampler, monkeypatch
+):
+    opts = ["DATALOADER.SAMPLER_TRAIN", sampler, f"{DECOUPLE}.REINIT", [CLASSIFIER]]
+    trained(second_stage_cfg(first_stage, tmp_path, *opts))
+    monkeypatch.setattr(fc, "_extract", None)
+    for loss in ("softmax", "eqlv2", "seesaw"):
+        trained(second_stage_cfg(first_stage, tmp_path, *opts, "MODEL.LONG_TAIL.LOSS.NAME", loss))
+
+
+def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
+    dataset = load_train_dataset(cfg)
+    cache = extract(cfg, first_stage[1])
+
+    def positions(loader, position_of):
+        return [
+            position_of(image)
+            for _, images in zip(range(9), loader, strict=False)
+            for image in images
+        ]
+
+    by_rows = {cache({"position": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)}
+    torch.manual_seed(4)
+    drawn = positions(
+        fc.build_feature_loader(cfg, dataset, cache),
+        lambda rows: by_rows[rows["features"].numpy().tobytes()],
+    )
+    ids = [record["image_id"] for record in dataset]
+    expected = positions(
+        LongTailTrainer.build_train_loader(cfg), lambda im: ids.index(im["image_id"])
+    )
+    assert drawn == expected
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        ([f"{DECOUPLE}.TRAIN_MODULES", ["roi_heads.box_head"]], ["'roi_heads.box_head'"]),
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], ["StandardROIHeads"]),
+        ([f"{DECOUPLE}.START_ITER", 1], ["START_ITER is 1"]),
+        ([f"{DECOUPLE}.FEATURE_VIEWS", 0], ["FEATURE_VIEWS is 0", "1 or more"]),
+    ],
+)
+def test_where_more_than_the_classifier_sees_images_the_cache_is_refused(
+    opts, words, first_stage, tmp_path
+):
+    with pytest.raises(InputError) as caught:
+        second_stage_cfg(first_stage, tmp_path, *opts)
+    assert all(word in str(caught.value) for word in words), caught.value
