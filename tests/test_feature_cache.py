@@ -130,7 +130,7 @@ def test_the_cache_holds_what_training_would_see(cfg, first_stage):
         with fc._seeded(start), EventStorage():
             expected = sampled_roi_features(model, images[start : start + 2])
         for offset, (features, classes) in enumerate(expected):
-            rows = cache({"position": start + offset})
+            rows = cache({"dataset_index": start + offset})
             assert torch.equal(rows["features"], features.half())
             assert torch.equal(rows["gt_classes"], classes)
 
@@ -271,7 +271,7 @@ def test_views_are_samples_of_their_own(folder, first_stage, tmp_path):
     cfg = second_stage_cfg(first_stage, tmp_path, f"{DECOUPLE}.FEATURE_VIEWS", 2)
     cache = extract(cfg, first_stage[1])
     assert len(cache.features) == 2 * NUM_IMAGES
-    seen = {cache({"position": 0})["features"].numpy().tobytes() for _ in range(20)}
+    seen = {cache({"dataset_index": 0})["features"].numpy().tobytes() for _ in range(20)}
     assert len(seen) == 2
 
 
@@ -321,7 +321,7 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
             for image in images
         ]
 
-    by_rows = {cache({"position": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)}
+    by_rows = {cache({"dataset_index": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)}
     torch.manual_seed(4)
     drawn = positions(
         fc.build_feature_loader(cfg, dataset, cache),

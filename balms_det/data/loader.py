@@ -81,7 +81,7 @@ def with_index(dataset: TrainingSet) -> TrainingSet:
 
 
 def load_train_dataset(cfg: Any) -> TrainingSet:
-    """Detectron2's dictionaries of the images of DATASETS.TRAIN, from the cache where that can be."""
+    """Detectron2's dictionaries of the images of DATASETS.TRAIN, cached where that can be."""
     with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
         return _training_set(cfg)
 

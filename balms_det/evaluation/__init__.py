@@ -1,5 +1,11 @@
 """Scoring predictions by LVIS's metrics, and printing the scores."""
 
+from balms_det.evaluation.budget import (
+    best_of_each_class,
+    best_of_each_image,
+    score_with_caps,
+    score_with_class_budget,
+)
 from balms_det.evaluation.lvis import LVISEvaluator
 from balms_det.evaluation.predictions import read_predictions
 from balms_det.evaluation.report import format_per_class, format_results
@@ -7,9 +13,13 @@ from balms_det.evaluation.sweep import plot_sweep, sweep
 
 __all__ = [
     "LVISEvaluator",
+    "best_of_each_class",
+    "best_of_each_image",
     "format_per_class",
     "format_results",
     "plot_sweep",
     "read_predictions",
+    "score_with_caps",
+    "score_with_class_budget",
     "sweep",
 ]

@@ -1,5 +1,6 @@
 """A model's predictions on a data set: compact in memory, between processes, and on disk."""
 
+import dataclasses
 import itertools
 import os
 from collections import defaultdict
@@ -66,6 +67,20 @@ class ImagePredictions:
         if kept is not None:
             counts = itertools.compress(counts, kept)
         return [{"size": size, "counts": c} for c in counts]
+
+    def select(self, rows: np.ndarray) -> "ImagePredictions":
+        """The detections at the given rows."""
+        masks = None
+        if self.masks is not None:
+            counts = self.masks.split(b"\n")
+            masks = b"\n".join(counts[row] for row in rows.tolist())
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            category_ids=self.category_ids[rows],
+            masks=masks,
+        )
 
 
 def compressed_masks(instances: Instances) -> bytes | None:
