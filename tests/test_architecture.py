@@ -1,6 +1,6 @@
 """Imports point downwards only.
 
-tools -> benchmark -> engine -> data | modeling | evaluation -> pure modules.
+tools -> benchmark | evidence -> engine -> data | modeling | evaluation -> pure modules.
 """
 
 import ast
@@ -37,6 +37,7 @@ LEVEL = {
     "engine": 2,
     "visualize": 2,
     "benchmark": 3,  # measures all the others
+    "evidence": 3,
 }
 
 

@@ -14,12 +14,8 @@ of classes or proposals. --into replaces what stands between <!-- report: RUN --
 """
 
 import argparse
-import json
-import os
-import platform
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +26,7 @@ from balms_det.benchmark import report as benchmark_report
 from balms_det.engine import run_tool
 from balms_det.errors import InputError
 from balms_det.evaluation.report import METRICS
-
-PACKAGES = ("torch", "torchvision", "detectron2", "hotcoco", "numpy")
+from balms_det.evidence.record import machine, training_history, training_seconds, versions
 
 
 def load_run(path: Path) -> dict[str, Any]:
@@ -50,18 +45,14 @@ def load_run(path: Path) -> dict[str, Any]:
             f"{path}: there is no finished run ({results} and {metrics} are needed); give the "
             "OUTPUT_DIR of a run that was evaluated"
         )
-    history = [json.loads(line) for line in metrics.read_text().splitlines()]
-    trained = [record for record in history if "time" in record]  # others are of evaluation
-    seconds = [record["time"] for record in trained]
-    iterations = 1 + max(record["iteration"] for record in trained)
+    history = training_history(path)
     return {
         "name": path.name,
         "results": orjson.loads(results.read_bytes()),
-        "iterations": iterations,
-        # Each record's time is a median over its iterations.
-        "minutes_of_training": round(sum(seconds) / len(seconds) * iterations / 60, 1),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {package: version(package) for package in PACKAGES},
+        "iterations": 1 + history[-1]["iteration"],
+        "minutes_of_training": round(training_seconds(history) / 60, 1),
+        "machine": machine(),
+        "versions": versions(),
     }
 
 

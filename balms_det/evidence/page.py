@@ -1,0 +1,229 @@
+"""docs/RESULTS.md: tables and pictures made of the stored runs, and of nothing else."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from balms_det.evidence import plots
+from balms_det.evidence.intervals import METRICS
+from balms_det.evidence.methods import ABLATIONS, METHODS
+from balms_det.evidence.suites import SUITES, Suite
+
+StoredRun = Mapping[str, Any]
+Runs = dict[str, list[StoredRun]]  # method -> its runs, in the order of their seeds
+
+INTERVALS = "intervals.json"
+# Few enough to be told apart in a picture.
+_DRAWN = ("rfs", "crt", "eql", "seesaw", "norcal", "balsoftmax", "balsig", "decoupled_balsig")
+_STAGES = {
+    "joint": "joint",
+    "second": "second stage on {base}",
+    "test": "test time, on {base}",
+}
+
+_INTRODUCTION = """\
+# Results
+
+This page is made by `tools/compare.py` from the runs stored in `docs/runs/glyphs_lt/`; no number on
+it is typed. How the benchmark is built, and how to run any row again:
+[GLYPHS_LT.md](GLYPHS_LT.md). Values are percent, means over seeds ± their standard deviation; r, c
+and f are LVIS's groups of rare, common and frequent classes.
+"""
+
+
+def load_runs(folder: Path, order: Sequence[str]) -> Runs:
+    """The stored runs of a folder by method, in the given order."""
+    runs: Runs = {name: [] for name in order}
+    for path in sorted(folder.glob("*-s*.json")):
+        run = orjson.loads(path.read_bytes())
+        runs.setdefault(run["method"], []).append(run)
+    return {
+        name: sorted(of_method, key=lambda run: run["seed"])
+        for name, of_method in runs.items()
+        if of_method
+    }
+
+
+def write_page(runs_dir: Path, page: Path) -> None:
+    """Write the page, and its pictures beside it.
+
+    Args:
+        runs_dir: ``docs/runs/glyphs_lt``.
+        page: ``docs/RESULTS.md``.
+    """
+    parts = [_INTRODUCTION]
+    for suite in SUITES.values():
+        folder = runs_dir / suite.name
+        runs = load_runs(folder, list(METHODS))
+        parts.append(f"## {suite.name}\n")
+        if not runs:
+            parts.append("Defined and generated, and not run yet.\n")
+            continue
+        parts += _of_suite(suite, runs, folder, page)
+        for name, ablation in ABLATIONS.items():
+            variants = load_runs(folder / name, [variant.name for variant in ablation.variants])
+            if variants:
+                parts.append(f"### {ablation.question}\n")
+                parts.append(f"`--suite {suite.name} --ablation {name}`\n")
+                parts.append(_main_table(variants) + "\n")
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
+    cap = next(iter(runs.values()))[0]["cap"]
+    parts = [
+        f"Masks, with at most {cap} detections of an image counted.\n",
+        _main_table(runs) + "\n",
+    ]
+    path = folder / INTERVALS
+    if path.is_file():
+        parts += _intervals(orjson.loads(path.read_bytes()), runs)
+    parts += [
+        "### AP against the cap on detections\n",
+        _caps_table(runs, "AP") + "\n",
+        _caps_table(runs, "APr") + "\n",
+        "### AP-Fixed\n",
+        f"The {suite.class_budget} best detections of each class over the whole validation set "
+        f"count, of the {suite.stored} of each image that are stored, and no cap per image "
+        "(arXiv:2102.01066).\n",
+        _table(
+            ["method", *METRICS],
+            [
+                [_title(of_method), *_cells(of_method, lambda run: run["fixed"]["segm"])]
+                for of_method in runs.values()
+            ],
+        )
+        + "\n",
+    ]
+    drawn = {name: runs[name] for name in _DRAWN if name in runs}
+    joint = {name: r for name, r in runs.items() if r[0]["stage"] == "joint"}
+    pictures: list[tuple[str, str, Callable[[Path], None]]] = [
+        (
+            "ap_by_frequency",
+            "AP of each class against its training images",
+            lambda path: plots.plot_ap_by_frequency(drawn, path),
+        ),
+        (
+            "apr_by_cap",
+            "APr against the cap",
+            lambda path: plots.plot_ap_by_cap(drawn, path, "APr"),
+        ),
+        (
+            "predicted_labels",
+            "Which classes fill the detections",
+            lambda path: plots.plot_predicted_labels(drawn, path),
+        ),
+        (
+            "learning_curves",
+            "Learning curves of joint training",
+            lambda path: plots.plot_learning_curves(joint, path),
+        ),
+    ]
+    parts.append("### Pictures\n")
+    for name, caption, draw in pictures:
+        relative = f"images/{suite.name}_{name}.png"
+        draw(page.parent / relative)
+        parts.append(f"![{caption}]({relative})\n\n{caption}.\n")
+    parts += ["### How they were made\n", _provenance(runs) + "\n"]
+    return parts
+
+
+def _main_table(runs: Runs) -> str:
+    rows = []
+    for of_method in runs.values():
+        cap = str(of_method[0]["cap"])
+        rows.append(
+            [
+                _title(of_method),
+                _STAGES[of_method[0]["stage"]].format(base=of_method[0]["base"]),
+                *_cells(of_method, lambda run, cap=cap: run["caps"][cap]["segm"]),
+                _mean_deviation([run["caps"][cap]["bbox"]["AP"] for run in of_method]),
+                str(len(of_method)),
+            ]
+        )
+    return _table(["method", "trained", *METRICS, "box AP", "seeds"], rows)
+
+
+def _caps_table(runs: Runs, metric: str) -> str:
+    caps = sorted({int(cap) for r in runs.values() for run in r for cap in run["caps"]})
+    rows = [
+        [
+            _title(of_method),
+            *(
+                _mean_deviation([run["caps"][str(cap)]["segm"][metric] for run in of_method])
+                for cap in caps
+            ),
+        ]
+        for of_method in runs.values()
+    ]
+    return _table([f"{metric}, detections per image:", *map(str, caps)], rows)
+
+
+def _intervals(stored: Mapping[str, Any], runs: Runs) -> list[str]:
+    titles = {name: _title(of_method) for name, of_method in runs.items()}
+    rows = []
+    for name in titles:
+        compared = stored["methods"].get(name)
+        if compared:
+            rows.append(
+                [
+                    titles[name],
+                    *(
+                        "{difference:+.1f} [{lower:+.1f}, {upper:+.1f}]".format(**compared[metric])
+                        for metric in METRICS
+                    ),
+                ]
+            )
+    baseline = titles[stored["baseline"]]
+    return [
+        f"### Differences from {baseline}\n",
+        f"With {stored['confidence']:.0%} bootstrap intervals over images, the runs of "
+        f"{len(stored['seeds'])} seeds taken together.\n",
+        _table(["method", *METRICS], rows) + "\n",
+    ]
+
+
+def _provenance(runs: Runs) -> str:
+    rows = []
+    for of_method in runs.values():
+        minutes = statistics.mean(run["minutes_of_training"] for run in of_method)
+        rows.append(
+            [
+                _title(of_method),
+                f"`--methods {of_method[0]['method']}`",
+                str(of_method[0]["iterations"]),
+                f"{minutes:.1f}",
+                ", ".join(sorted({str(run["commit"]) for run in of_method})),
+            ]
+        )
+    first = next(iter(runs.values()))[0]
+    versions = ", ".join(" ".join(item) for item in first["versions"].items())
+    return (
+        _table(["method", "command", "iterations", "minutes", "commit"], rows)
+        + f"\n\nOn {first['machine']}; {versions}."
+    )
+
+
+def _title(of_method: Sequence[StoredRun]) -> str:
+    return str(of_method[0]["title"])
+
+
+def _cells(
+    of_method: Sequence[StoredRun], metrics_of: Callable[[StoredRun], Mapping[str, float]]
+) -> list[str]:
+    return [_mean_deviation([metrics_of(run)[metric] for run in of_method]) for metric in METRICS]
+
+
+def _mean_deviation(values: Sequence[float]) -> str:
+    if min(values) < 0:
+        return "-"  # no ground truth to measure on
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,373 @@
+"""From a method of a suite to its stored result, doing only what is not done already.
+
+Every run is one command of tools/train_net.py, in a folder of its own below the workspace. A run
+starts from others (the pretrained detector, the base of a second stage), which are run first. A
+finished run is known by a digest of everything that was asked of it, its predecessors included.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from detectron2.config import get_cfg
+
+from balms_det.annotation_file import read_annotation_file
+from balms_det.atomic_file import atomic_file
+from balms_det.class_stats import ClassStats
+from balms_det.config import add_balms_config, config_file
+from balms_det.data import load_dataset_dicts, register_dataset
+from balms_det.errors import InputError
+from balms_det.evidence import record
+from balms_det.evidence.methods import METHODS, Method, Share
+from balms_det.evidence.suites import Suite
+from balms_det.repeat_factors import (
+    ClassImages,
+    class_repeat_factors,
+    expected_counts,
+    image_frequency,
+    image_repeat_factors,
+)
+from balms_det.synthetic import GlyphOptions, annotation_path, generate
+
+_CLASSIFIER = "roi_heads.box_predictor.cls_score"
+_DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
+_PRETRAINING_SEED = 0
+_KEY_FILE = "run.json"
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; what was done is kept."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where runs are made, how, and until when.
+
+    Attributes:
+        root: folder for data sets, checkpoints and predictions.
+        train_net: path of tools/train_net.py.
+        arguments: further ones of its command line, such as ``--num-gpus 8``.
+        deadline: of time.monotonic(), at which a run is stopped, to be gone on with another time.
+    """
+
+    root: Path
+    train_net: Path
+    arguments: tuple[str, ...] = ()
+    deadline: float = float("inf")
+
+    def run(self, arguments: Sequence[str], log: Path) -> None:
+        """One run of tools/train_net.py.
+
+        Raises:
+            OutOfTime: it was stopped.
+            InputError: it failed.
+        """
+        if time.monotonic() >= self.deadline:
+            raise OutOfTime
+        command = [sys.executable, str(self.train_net), *self.arguments, *arguments]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+            try:
+                remaining = self.deadline - time.monotonic()
+                process.wait(None if remaining == float("inf") else max(remaining, 0))
+            except subprocess.TimeoutExpired as error:
+                raise OutOfTime from error
+            finally:
+                process.terminate()
+        if process.returncode:
+            raise InputError(
+                f"{log}: training failed with status {process.returncode}; its last lines tell why"
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or test of a suite, with one seed.
+
+    Attributes:
+        suite, method: what.
+        seed: of everything random but the data.
+        ablation: "" for the main comparison.
+    """
+
+    suite: Suite
+    method: Method
+    seed: int
+    ablation: str = ""
+
+    @property
+    def stage(self) -> str:
+        if self.method.stage != "suite":
+            return self.method.stage
+        return "joint" if self.method.name in self.suite.joint else "second"
+
+    @property
+    def base(self) -> "Run | None":
+        """The run whose detector this one starts from; None for joint training."""
+        if self.stage == "joint":
+            return None
+        return Run(self.suite, METHODS[self.method.base or self.suite.base], self.seed)
+
+    @property
+    def data(self) -> GlyphOptions:
+        return dataclasses.replace(self.suite.data, **self.method.data)
+
+    def path(self) -> Path:
+        """Relative path, without a suffix, of this run among those of all suites."""
+        folder = Path(self.suite.name) / self.ablation
+        return folder / f"{self.method.name}-s{self.seed}"
+
+    def options(self) -> dict[str, Any]:
+        """What the method adds to the suite's configuration; paths and seed apart."""
+        iterations = _configured(self.suite).SOLVER.MAX_ITER
+        options = dict(self.method.lines())
+        if self.stage == "second":
+            options[f"{_DECOUPLE}.ENABLED"] = True
+            iterations = self.suite.second_stage_iters
+            options["SOLVER.MAX_ITER"] = iterations
+            if options.get("MODEL.LONG_TAIL.CLASSIFIER") != "lws":
+                # Sigmoid, softmax and cosine classifiers cannot continue one another.
+                options[f"{_DECOUPLE}.REINIT"] = [_CLASSIFIER]
+        return {
+            key: int(value * iterations) if isinstance(value, Share) else value
+            for key, value in options.items()
+        }
+
+    def key(self) -> str:
+        """A digest of all that decides the result but versions and machine."""
+        base, pretraining = self.base, self.suite.pretraining
+        content = {
+            "suite": [self.suite.name, self.suite.version],
+            "stage": self.stage,
+            "seed": self.seed,
+            "options": self.options(),
+            "sampled_counts": self.method.sampled_counts,
+            "data": dataclasses.asdict(self.data),
+            "base": base.key() if base else None,
+            "pretraining": [pretraining and dataclasses.asdict(pretraining)],
+            "pretraining_iters": self.suite.pretraining_iters,
+            "stored": self.suite.stored,
+        }
+        return _digest(content)
+
+
+def is_stored(run: Run, runs_dir: Path) -> bool:
+    """Whether the result of exactly this run is among the stored ones."""
+    path = runs_dir / f"{run.path()}.json"
+    return path.is_file() and bool(orjson.loads(path.read_bytes())["key"] == run.key())
+
+
+def predictions_file(run: Run, workspace: Workspace) -> Path:
+    return workspace.root / run.path() / "inference" / "lvis_instances_results.json"
+
+
+def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> dict[str, Any]:
+    """Train, predict, score and store `run`, and whatever it starts from.
+
+    Args:
+        run: what to do; done already, it is left as it is.
+        workspace: where to work.
+        runs_dir: folder of the stored results.
+        root: of the repository, for its commit.
+
+    Returns:
+        The stored result.
+    """
+    path = runs_dir / f"{run.path()}.json"
+    if is_stored(run, runs_dir):
+        return _read(path)
+    output = _trained(run, workspace)
+    result = _result(run, workspace, output, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    return result
+
+
+def registered_data(run: Run, workspace: Workspace) -> tuple[str, Path]:
+    """Generate and register the validation set of a run; its name and annotation file."""
+    folder = _generated(run.data, workspace)
+    path = annotation_path(folder, "val")
+    name = f"{folder.name}_val"
+    register_dataset(name, str(path), str(folder))
+    return name, path
+
+
+def _trained(run: Run, workspace: Workspace) -> Path:
+    """The folder of the finished run, whose predictions are there."""
+    output = workspace.root / run.path()
+    weights = _starting_weights(run, workspace)
+    if (output / "inference" / "lvis_results.json").is_file() and _is_of(output, run.key()):
+        return output
+    _claim(output, run.key())
+    options = {
+        **run.options(),
+        "SEED": run.seed,
+        "OUTPUT_DIR": output,
+        "MODEL.WEIGHTS": weights,
+        "TEST.DETECTIONS_PER_IMAGE": run.suite.stored,
+    }
+    mode = "--resume"
+    if run.stage == "test":
+        mode = "--eval-only"
+    elif run.stage == "second":
+        options[f"{_DECOUPLE}.FEATURE_CACHE"] = workspace.root / run.suite.name / "features"
+    folder = _generated(run.data, workspace)
+    if run.method.sampled_counts:
+        options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
+    workspace.run([mode, *_arguments(run.suite, folder, options)], output / "stdout.txt")
+    return output
+
+
+def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
+    if run.base is not None:
+        return _trained(run.base, workspace) / "model_final.pth"
+    if run.suite.pretraining is None:
+        return ""
+    return _pretrained(run.suite, workspace)
+
+
+def _pretrained(suite: Suite, workspace: Workspace) -> Path:
+    """The checkpoint of the detector that was trained on the other classes."""
+    assert suite.pretraining is not None
+    output = workspace.root / suite.name / "pretraining"
+    options = {
+        "MODEL.LONG_TAIL.LOSS.NAME": "softmax",
+        "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
+        "MODEL.ROI_HEADS.NUM_CLASSES": suite.pretraining.classes,
+        "SOLVER.MAX_ITER": suite.pretraining_iters,
+        "SEED": _PRETRAINING_SEED,
+    }
+    key = _digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
+    checkpoint = output / "model_final.pth"
+    if not (checkpoint.is_file() and _is_of(output, key)):
+        _claim(output, key)
+        folder = _generated(suite.pretraining, workspace)
+        options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
+        workspace.run(["--resume", *_arguments(suite, folder, options)], output / "stdout.txt")
+    return checkpoint
+
+
+def _arguments(suite: Suite, folder: Path, options: Mapping[str, Any]) -> list[str]:
+    """Of tools/train_net.py, to train on the data set in `folder`."""
+    datasets = []
+    for split in ("train", "val"):
+        path = annotation_path(folder, split)
+        datasets += ["--dataset", f"glyphs_lt_{split}", str(path), str(folder)]
+    pairs = [str(word) for pair in options.items() for word in pair]
+    return ["--config-file", config_file(suite.config), *datasets, *pairs]
+
+
+def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
+    """The folder of a data set, made if need be."""
+    folder = workspace.root / "data" / _digest(dataclasses.asdict(data))
+    generate(folder, data, workers=2, progress=True)
+    return folder
+
+
+def _sampled_stats(run: Run, folder: Path, output: Path) -> Path:
+    """Class statistics with the counts that repeat factor sampling is expected to show."""
+    file = read_annotation_file(annotation_path(folder, "train"))
+    stats = ClassStats.from_annotation_file(file)
+    images = ClassImages.from_dataset_dicts(
+        load_dataset_dicts(file, str(folder)), stats.num_classes
+    )
+    threshold = _configured(run.suite).DATALOADER.REPEAT_THRESHOLD
+    factors = class_repeat_factors(image_frequency(images), threshold)
+    weights = image_repeat_factors(images, factors)
+    counts = {
+        f"{by[:-1]}_counts": np.maximum(expected_counts(images, weights, by).round(), 1)
+        for by in ("images", "instances")
+    }
+    path = output / "sampled_class_stats.json"
+    dataclasses.replace(stats, **{n: c.astype(np.int64) for n, c in counts.items()}).save(path)
+    return path
+
+
+def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[str, Any]:
+    name, annotations = registered_data(run, workspace)
+    categories = json.loads(annotations.read_bytes())["categories"]
+    cfg = _configured(run.suite)
+    trained = run.stage != "test"
+    history = record.training_history(output) if trained else []
+    scores = record.scores(
+        name,
+        predictions_file(run, workspace),
+        cap=cfg.TEST.DETECTIONS_PER_IMAGE,
+        caps=run.suite.caps,
+        class_budget=run.suite.class_budget,
+        category_ids=[category["id"] for category in categories],
+    )
+    result = {
+        "key": run.key(),
+        "suite": run.suite.name,
+        "suite_version": run.suite.version,
+        "method": run.method.name,
+        "title": run.method.title,
+        "ablation": run.ablation,
+        "stage": run.stage,
+        "base": run.base.method.name if run.base else None,
+        "seed": run.seed,
+        "options": run.options(),
+        "commit": record.commit(root),
+        "versions": record.versions(),
+        "machine": record.machine(),
+        "iterations": 1 + history[-1]["iteration"] if history else 0,
+        "minutes_of_training": round(record.training_seconds(history) / 60, 2),
+        "cap": cfg.TEST.DETECTIONS_PER_IMAGE,
+        **scores,
+        "learning_curve": record.learning_curve(history),
+    }
+    if run.ablation:
+        del result["per_class"], result["learning_curve"]
+    else:
+        result["classes"] = {
+            key: [category[key] for category in categories]
+            for key in ("image_count", "instance_count", "frequency")
+        }
+    return result
+
+
+def _configured(suite: Suite) -> Any:
+    cfg = get_cfg()
+    add_balms_config(cfg)
+    cfg.merge_from_file(config_file(suite.config))
+    return cfg
+
+
+def _claim(output: Path, key: str) -> None:
+    """Let a folder be of the run of that key; what an other one left there is removed."""
+    if output.exists() and not _is_of(output, key):
+        if not (output / _KEY_FILE).is_file():
+            raise InputError(
+                f"{output}: this folder is there, but no run of the benchmark made it; move it, or "
+                "choose another --output"
+            )
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / _KEY_FILE).write_bytes(orjson.dumps({"key": key}))
+
+
+def _is_of(output: Path, key: str) -> bool:
+    path = output / _KEY_FILE
+    return path.is_file() and bool(orjson.loads(path.read_bytes())["key"] == key)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = orjson.loads(path.read_bytes())
+    return content
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,146 @@
+"""Run methods on the benchmark Glyphs-LT and write docs/RESULTS.md.
+
+    python tools/compare.py --suite glyphs_lt_cpu --methods rfs balsig --seeds 1 2 3
+    python tools/compare.py --suite glyphs_lt_cpu --ablation margin --seeds 1
+    python tools/compare.py --report
+
+Data and pretrained weights are made on the way, and what a method starts from is run first. Runs
+that are stored already are left as they are; one that was interrupted, or stopped by --minutes,
+goes on where it was when the same command is given again. Each result is one file in
+docs/runs/glyphs_lt/SUITE/.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from balms_det.atomic_file import atomic_file
+from balms_det.engine import run_tool
+from balms_det.evaluation import read_predictions
+from balms_det.evidence import intervals, page
+from balms_det.evidence.methods import ABLATIONS, METHODS, methods_named
+from balms_det.evidence.runs import (
+    OutOfTime,
+    Run,
+    Workspace,
+    is_stored,
+    perform,
+    predictions_file,
+    registered_data,
+)
+from balms_det.evidence.suites import SUITES, Suite, suite_named
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", default="glyphs_lt_cpu", metavar="|".join(SUITES))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help=f"default: all of {', '.join(METHODS)}; or the variants of the ablation",
+    )
+    parser.add_argument(
+        "--ablation", default="", metavar="NAME", help=f"one of {', '.join(ABLATIONS)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after; run again to go on"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
+    parser.add_argument("--output", type=Path, default=Path("output/glyphs_lt"), metavar="DIR")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "docs" / "runs" / "glyphs_lt", metavar="DIR"
+    )
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "RESULTS.md", metavar="FILE")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; write the page from the stored runs"
+    )
+    return parser.parse_args(argv)
+
+
+def compare_with_base(
+    suite: Suite, seeds: Sequence[int], workspace: Workspace, folder: Path
+) -> None:
+    """Store the intervals of all methods of which every seed's predictions are at hand."""
+    path = folder / suite.name / page.INTERVALS
+    stored: dict[str, Any] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+
+    def complete(name: str) -> list[Run] | None:
+        runs = [Run(suite, METHODS[name], seed) for seed in seeds]
+        there = all(is_stored(r, folder) and predictions_file(r, workspace).is_file() for r in runs)
+        return runs if there else None
+
+    def predictions(runs: Sequence[Run]) -> list[Any]:
+        return [read_predictions(predictions_file(run, workspace)) for run in runs]
+
+    baseline = complete(suite.base)
+    if baseline is None:
+        return
+    base_keys = [run.key() for run in baseline]
+    if stored.get("base_keys") != base_keys:
+        stored = {"baseline": suite.base, "base_keys": base_keys, "confidence": 0.95}
+        stored |= {"seeds": list(seeds), "methods": {}}
+    _, annotations = registered_data(baseline[0], workspace)
+    base_predictions = predictions(baseline)
+    for name in METHODS:
+        runs = complete(name)
+        keys = [run.key() for run in runs or ()]
+        if (
+            runs is None
+            or name == suite.base
+            or stored["methods"].get(name, {}).get("keys") == keys
+        ):
+            continue
+        print(f"{name}: intervals of the difference from {suite.base}", flush=True)
+        cap = orjson.loads((folder / f"{runs[0].path()}.json").read_bytes())["cap"]
+        compared = intervals.differences(
+            annotations, base_predictions, predictions(runs), cap=cap, confidence=0.95
+        )
+        stored["methods"][name] = {"keys": keys, **compared}
+        with atomic_file(path) as file:
+            file.write(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    suite = suite_named(args.suite)
+    methods = methods_named(args.methods, args.ablation)
+    seeds = args.seeds or list(suite.seeds)
+    if not args.report:
+        workspace = Workspace(
+            args.output.resolve(),
+            ROOT / "tools" / "train_net.py",
+            ("--num-gpus", str(args.num_gpus)),
+            time.monotonic() + 60 * args.minutes,
+        )
+        try:
+            # Seed by seed, so that a table with every method is there as early as can be.
+            for seed in seeds:
+                for method in methods:
+                    run = Run(suite, method, seed, args.ablation)
+                    result = perform(run, workspace, args.runs, root=ROOT)
+                    metrics = result["caps"][str(result["cap"])]["segm"]
+                    values = " ".join(f"{m} {metrics[m]:.1f}" for m in intervals.METRICS)
+                    print(f"{run.path()}: {values}", flush=True)
+            if not args.ablation:
+                compare_with_base(suite, seeds, workspace, args.runs)
+        except OutOfTime:
+            print("The time is over; the same command goes on from here.")
+    page.write_page(args.runs, args.page)
+    print(f"Wrote {args.page}.")
+
+
+if __name__ == "__main__":
+    run_tool(main)
