@@ -81,6 +81,7 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("MODEL.LONG_TAIL.LOSS.MARGIN.CONSTANT", "double", "keep, drop"),
         ("MODEL.LONG_TAIL.LOSS.MARGIN.ROWS", "background", "foreground, all"),
         ("MODEL.LONG_TAIL.LOSS.MARGIN.TAU", -0.5, "0 or more"),
+        ("MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER", -1, "0 or more"),
         ("MODEL.LONG_TAIL.LOSS.PRIOR_PROB", 1.0, "between 0 and 1"),
         ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME", "effective", "none, inverse, effective_number"),
         ("SOLVER.META.LOSS", "sigmoid", "plain, shifted"),

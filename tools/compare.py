@@ -12,6 +12,7 @@ docs/runs/glyphs_lt/SUITE/.
 
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def compare_with_base(
         ):
             continue
         print(f"{name}: intervals of the difference from {suite.base}", flush=True)
-        cap = orjson.loads((folder / f"{runs[0].path()}.json").read_bytes())["cap"]
+        cap = orjson.loads(runs[0].stored(folder).read_bytes())["cap"]
         compared = intervals.differences(
             annotations, base_predictions, predictions(runs), cap=cap, confidence=0.95
         )
@@ -122,8 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         workspace = Workspace(
             args.output.resolve(),
             ROOT / "tools" / "train_net.py",
-            ("--num-gpus", str(args.num_gpus)),
-            time.monotonic() + 60 * args.minutes,
+            workers=os.cpu_count() or 1,
+            arguments=("--num-gpus", str(args.num_gpus)),
+            deadline=time.monotonic() + 60 * args.minutes,
         )
         try:
             # Seed by seed, so that a table with every method is there as early as can be.
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     result = perform(run, workspace, args.runs, root=ROOT)
                     metrics = result["caps"][str(result["cap"])]["segm"]
                     values = " ".join(f"{m} {metrics[m]:.1f}" for m in intervals.METRICS)
-                    print(f"{run.path()}: {values}", flush=True)
+                    print(f"{method.name}, seed {seed}: {values}", flush=True)
             if not args.ablation:
                 compare_with_base(suite, seeds, workspace, args.runs)
         except OutOfTime:

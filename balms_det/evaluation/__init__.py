@@ -7,11 +7,12 @@ from balms_det.evaluation.budget import (
     score_with_class_budget,
 )
 from balms_det.evaluation.lvis import LVISEvaluator
-from balms_det.evaluation.predictions import read_predictions
+from balms_det.evaluation.predictions import ImagePredictions, read_predictions
 from balms_det.evaluation.report import format_per_class, format_results
 from balms_det.evaluation.sweep import plot_sweep, sweep
 
 __all__ = [
+    "ImagePredictions",
     "LVISEvaluator",
     "best_of_each_class",
     "best_of_each_image",

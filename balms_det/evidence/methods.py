@@ -6,6 +6,7 @@ what is measured here is what is shipped for LVIS.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import yaml
@@ -53,14 +54,18 @@ class Method:
 
     def lines(self) -> dict[str, Any]:
         """Configuration keys and values, without those that are the suite's to say."""
-        with open(config_file(f"lvis_r50_{self.config}.yaml"), encoding="utf-8") as file:
-            content = dict(_flat(yaml.safe_load(file)))
-        lines = {
-            key: value
-            for key, value in content.items()
-            if not any(f"{key}.".startswith(f"{other}.") for other in _OF_THE_SUITE)
-        }
-        return {**lines, **self.opts}
+        return {**_lines_of(self.config), **self.opts}
+
+
+@lru_cache
+def _lines_of(config: str) -> Mapping[str, Any]:
+    with open(config_file(f"lvis_r50_{config}.yaml"), encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    return {
+        key: value
+        for key, value in _flat(content)
+        if not any(f"{key}.".startswith(f"{other}.") for other in _OF_THE_SUITE)
+    }
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

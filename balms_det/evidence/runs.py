@@ -1,19 +1,20 @@
 """From a method of a suite to its stored result, doing only what is not done already.
 
 Every run is one command of tools/train_net.py, in a folder of its own below the workspace. A run
-starts from others (the pretrained detector, the base of a second stage), which are run first. A
-finished run is known by a digest of everything that was asked of it, its predecessors included.
+starts from others (the pretrained detector, the base of a second stage), which are run first. A run
+is known, and its folder named, by a digest of everything that was asked of it, its predecessors
+included: what is asked for twice is done once, and what was done for another question is not read.
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ from balms_det.synthetic import GlyphOptions, annotation_path, generate
 _CLASSIFIER = "roi_heads.box_predictor.cls_score"
 _DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
 _PRETRAINING_SEED = 0
-_KEY_FILE = "run.json"
+# A detector's state during training, which is not needed once training is over.
+_INTERMEDIATE = "model_[0-9]*.pth"
+# As little as a test-time correction needs that makes scores small.
+_TEST_THRESHOLD = 1e-6
 
 
 class OutOfTime(Exception):
@@ -56,12 +60,14 @@ class Workspace:
     Attributes:
         root: folder for data sets, checkpoints and predictions.
         train_net: path of tools/train_net.py.
+        workers: processes that draw data sets.
         arguments: further ones of its command line, such as ``--num-gpus 8``.
         deadline: of time.monotonic(), at which a run is stopped, to be gone on with another time.
     """
 
     root: Path
     train_net: Path
+    workers: int = 1
     arguments: tuple[str, ...] = ()
     deadline: float = float("inf")
 
@@ -122,15 +128,16 @@ class Run:
     def data(self) -> GlyphOptions:
         return dataclasses.replace(self.suite.data, **self.method.data)
 
-    def path(self) -> Path:
-        """Relative path, without a suffix, of this run among those of all suites."""
-        folder = Path(self.suite.name) / self.ablation
-        return folder / f"{self.method.name}-s{self.seed}"
+    def stored(self, runs_dir: Path) -> Path:
+        """Where the result is stored."""
+        return runs_dir / self.suite.name / self.ablation / f"{self.method.name}-s{self.seed}.json"
 
     def options(self) -> dict[str, Any]:
         """What the method adds to the suite's configuration; paths and seed apart."""
         iterations = _configured(self.suite).SOLVER.MAX_ITER
         options = dict(self.method.lines())
+        if self.stage == "test":
+            options["MODEL.ROI_HEADS.SCORE_THRESH_TEST"] = _TEST_THRESHOLD
         if self.stage == "second":
             options[f"{_DECOUPLE}.ENABLED"] = True
             iterations = self.suite.second_stage_iters
@@ -163,12 +170,18 @@ class Run:
 
 def is_stored(run: Run, runs_dir: Path) -> bool:
     """Whether the result of exactly this run is among the stored ones."""
-    path = runs_dir / f"{run.path()}.json"
-    return path.is_file() and bool(orjson.loads(path.read_bytes())["key"] == run.key())
+    path = run.stored(runs_dir)
+    return path.is_file() and bool(_read(path)["key"] == run.key())
+
+
+def output_dir(run: Run, workspace: Workspace) -> Path:
+    """Where the run works: checkpoints, log and predictions."""
+    return workspace.root / run.suite.name / run.key()
 
 
 def predictions_file(run: Run, workspace: Workspace) -> Path:
-    return workspace.root / run.path() / "inference" / "lvis_instances_results.json"
+    """The stored detections of a finished run."""
+    return output_dir(run, workspace) / "inference" / "lvis_instances_results.json"
 
 
 def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> di
     Returns:
         The stored result.
     """
-    path = runs_dir / f"{run.path()}.json"
+    path = run.stored(runs_dir)
     if is_stored(run, runs_dir):
         return _read(path)
     output = _trained(run, workspace)
@@ -198,18 +211,18 @@ def registered_data(run: Run, workspace: Workspace) -> tuple[str, Path]:
     """Generate and register the validation set of a run; its name and annotation file."""
     folder = _generated(run.data, workspace)
     path = annotation_path(folder, "val")
-    name = f"{folder.name}_val"
+    name = str(path)  # two workspaces may hold the same data
     register_dataset(name, str(path), str(folder))
     return name, path
 
 
 def _trained(run: Run, workspace: Workspace) -> Path:
     """The folder of the finished run, whose predictions are there."""
-    output = workspace.root / run.path()
-    weights = _starting_weights(run, workspace)
-    if (output / "inference" / "lvis_results.json").is_file() and _is_of(output, run.key()):
+    output = output_dir(run, workspace)
+    if (output / "inference" / "lvis_results.json").is_file():
         return output
-    _claim(output, run.key())
+    weights = _starting_weights(run, workspace)
+    output.mkdir(parents=True, exist_ok=True)
     options = {
         **run.options(),
         "SEED": run.seed,
@@ -226,6 +239,7 @@ def _trained(run: Run, workspace: Workspace) -> Path:
     if run.method.sampled_counts:
         options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
     workspace.run([mode, *_arguments(run.suite, folder, options)], output / "stdout.txt")
+    _remove_intermediate(output)
     return output
 
 
@@ -240,8 +254,7 @@ def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
 def _pretrained(suite: Suite, workspace: Workspace) -> Path:
     """The checkpoint of the detector that was trained on the other classes."""
     assert suite.pretraining is not None
-    output = workspace.root / suite.name / "pretraining"
-    options = {
+    options: dict[str, Any] = {
         "MODEL.LONG_TAIL.LOSS.NAME": "softmax",
         "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
         "MODEL.ROI_HEADS.NUM_CLASSES": suite.pretraining.classes,
@@ -249,12 +262,13 @@ def _pretrained(suite: Suite, workspace: Workspace) -> Path:
         "SEED": _PRETRAINING_SEED,
     }
     key = _digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
+    output = workspace.root / suite.name / f"pretraining-{key}"
     checkpoint = output / "model_final.pth"
-    if not (checkpoint.is_file() and _is_of(output, key)):
-        _claim(output, key)
+    if not checkpoint.is_file():
         folder = _generated(suite.pretraining, workspace)
         options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
         workspace.run(["--resume", *_arguments(suite, folder, options)], output / "stdout.txt")
+        _remove_intermediate(output)
     return checkpoint
 
 
@@ -271,7 +285,7 @@ def _arguments(suite: Suite, folder: Path, options: Mapping[str, Any]) -> list[s
 def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
     """The folder of a data set, made if need be."""
     folder = workspace.root / "data" / _digest(dataclasses.asdict(data))
-    generate(folder, data, workers=2, progress=True)
+    generate(folder, data, workers=workspace.workers, progress=True)
     return folder
 
 
@@ -339,28 +353,22 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
 
 
 def _configured(suite: Suite) -> Any:
+    """The suite's configuration, to read and not to change."""
+    return _configuration(suite.config)
+
+
+@lru_cache
+def _configuration(name: str) -> Any:
     cfg = get_cfg()
     add_balms_config(cfg)
-    cfg.merge_from_file(config_file(suite.config))
+    cfg.merge_from_file(config_file(name))
+    cfg.freeze()
     return cfg
 
 
-def _claim(output: Path, key: str) -> None:
-    """Let a folder be of the run of that key; what an other one left there is removed."""
-    if output.exists() and not _is_of(output, key):
-        if not (output / _KEY_FILE).is_file():
-            raise InputError(
-                f"{output}: this folder is there, but no run of the benchmark made it; move it, or "
-                "choose another --output"
-            )
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / _KEY_FILE).write_bytes(orjson.dumps({"key": key}))
-
-
-def _is_of(output: Path, key: str) -> bool:
-    path = output / _KEY_FILE
-    return path.is_file() and bool(orjson.loads(path.read_bytes())["key"] == key)
+def _remove_intermediate(output: Path) -> None:
+    for path in output.glob(_INTERMEDIATE):
+        path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,293 @@
+"""The benchmark's machinery: what is run, what is run again, and the page made of it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from detectron2.config import get_cfg
+
+from balms_det.config import add_balms_config, config_file
+from balms_det.engine import validate_config
+from balms_det.errors import InputError
+from balms_det.evaluation import best_of_each_image, read_predictions
+from balms_det.evidence import intervals, page, runs
+from balms_det.evidence.methods import ABLATIONS, METHODS, methods_named
+from balms_det.evidence.suites import GLYPHS_LT_CPU, SUITES, suite_named
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY_RUN = [
+    runs.Run(suite, method, 1, ablation)
+    for suite in SUITES.values()
+    for ablation, methods in [
+        ("", METHODS.values()),
+        *((name, ablation.variants) for name, ablation in ABLATIONS.items()),
+    ]
+    for method in methods
+]
+
+
+# Plans
+
+
+def test_every_run_of_every_suite_has_a_valid_configuration():
+    for run in EVERY_RUN:
+        cfg = get_cfg()
+        add_balms_config(cfg)
+        cfg.merge_from_file(config_file(run.suite.config))
+        options = {**run.options(), "MODEL.WEIGHTS": "base.pth"}
+        cfg.merge_from_list([str(word) for pair in options.items() for word in pair])
+        if run.stage == "second":
+            cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE = "features"
+        validate_config(cfg)
+        assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == run.suite.data.classes
+        assert cfg.TEST.DETECTIONS_PER_IMAGE in run.suite.caps
+
+
+def test_runs_have_the_same_budget_and_start_from_what_is_trained_jointly():
+    for run in EVERY_RUN:
+        iterations = run.options().get("SOLVER.MAX_ITER")
+        assert iterations == (run.suite.second_stage_iters if run.stage == "second" else None)
+        assert (run.base is None) == (run.stage == "joint")
+        assert run.base is None or run.base.stage == "joint"
+
+
+def test_runs_differ_by_what_was_asked_and_by_nothing_else():
+    main = [run for run in EVERY_RUN if not run.ablation]
+    assert len({run.key() for run in main}) == len(main)
+    method, suite = METHODS["decoupled_balsig"], GLYPHS_LT_CPU
+    run = runs.Run(suite, method, 1)
+    paper = next(v for v in ABLATIONS["margin"].variants if v.name == "paper")
+    assert runs.Run(suite, paper, 1, "margin").key() == run.key()
+    for other in (
+        dataclasses.replace(run, seed=2),
+        dataclasses.replace(run, suite=dataclasses.replace(suite, version=99)),
+        dataclasses.replace(run, suite=dataclasses.replace(suite, base="softmax")),
+        dataclasses.replace(run, method=dataclasses.replace(method, sampled_counts=True)),
+        dataclasses.replace(run, method=dataclasses.replace(method, data={"seed": 5})),
+    ):
+        assert other.key() != run.key()
+
+
+def test_unknown_names_are_refused_with_the_known():
+    with pytest.raises(InputError, match="--suite is 'glyphs'; choose one of glyphs_lt_cpu"):
+        suite_named("glyphs")
+    with pytest.raises(InputError, match="--methods names 'rsf'; choose from softmax"):
+        methods_named(["rsf"], "")
+    with pytest.raises(InputError, match="--ablation is 'margins'; choose one of margin"):
+        methods_named([], "margins")
+    with pytest.raises(InputError, match="--methods names 'rfs'; choose from none"):
+        methods_named(["rfs"], "margin")
+
+
+# Runs, with a stand-in for the training tool
+
+TRAIN_NET = """
+import json, pathlib, random, sys, time
+words = sys.argv[1:]
+value = {a: b for a, b in zip(words, words[1:])}
+output = pathlib.Path(value["OUTPUT_DIR"])
+with open(pathlib.Path(__file__).parent / "calls", "a") as calls:
+    print(json.dumps(words), file=calls)
+if "slow" in words:
+    time.sleep(60)
+if "--broken" in words:
+    sys.exit(3)
+(output / "inference").mkdir(parents=True, exist_ok=True)
+random.seed(value["MODEL.LONG_TAIL.LOSS.NAME"] + value["SEED"])
+datasets = [words[i + 2] for i, word in enumerate(words) if word == "--dataset"]
+content = json.loads(pathlib.Path(datasets[1]).read_text())
+predictions = [
+    {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"],
+     "segmentation": a["segmentation"], "score": random.random()}
+    for a in content["annotations"] if random.random() < 0.7
+]
+(output / "inference" / "lvis_instances_results.json").write_text(json.dumps(predictions))
+(output / "inference" / "lvis_results.json").write_text("{}")
+for name in ("model_final.pth", "model_0000001.pth"):
+    (output / name).write_text("")
+with open(output / "metrics.json", "w") as metrics:
+    for i in (19, 39):
+        print(json.dumps({"iteration": i, "time": 0.5, "loss_cls": 1.0,
+                          "fast_rcnn/fg_cls_accuracy": 0.5}), file=metrics)
+"""
+
+
+@pytest.fixture
+def suite():
+    few = {"classes": 6, "train_images": 4, "val_images": 3, "size": 64, "min_scale": 0.2}
+    return dataclasses.replace(
+        GLYPHS_LT_CPU,
+        data=dataclasses.replace(GLYPHS_LT_CPU.data, **few),
+        pretraining=dataclasses.replace(GLYPHS_LT_CPU.pretraining, **few, first_class=6),
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    script = tmp_path / "train_net.py"
+    script.write_text(TRAIN_NET)
+    return runs.Workspace(tmp_path / "work", script)
+
+
+def calls(workspace):
+    path = workspace.train_net.parent / "calls"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def perform(suite, workspace, name, seed=1):
+    run = runs.Run(suite, METHODS[name], seed)
+    return run, runs.perform(run, workspace, workspace.root / "runs", root=ROOT)
+
+
+def test_a_run_makes_what_it_starts_from_and_is_made_once(suite, workspace):
+    run, result = perform(suite, workspace, "decoupled_balsig")
+    pretraining, base, second = calls(workspace)
+    assert "SOLVER.MAX_ITER" in pretraining and "--resume" in pretraining
+    assert base[base.index("MODEL.WEIGHTS") + 1].endswith("model_final.pth")
+    base_dir = runs.output_dir(run.base, workspace)
+    assert second[second.index("MODEL.WEIGHTS") + 1] == str(base_dir / "model_final.pth")
+    assert "MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE" in second
+    assert not list(base_dir.glob("model_0*.pth"))
+
+    assert perform(suite, workspace, "decoupled_balsig")[1] == result
+    perform(suite, workspace, "norcal")
+    assert len(calls(workspace)) == 4 and "--eval-only" in calls(workspace)[3]
+    # Predictions that are there are scored again without another run.
+    run.stored(workspace.root / "runs").unlink()
+    assert perform(suite, workspace, "decoupled_balsig")[1] == result
+    assert len(calls(workspace)) == 4
+    perform(suite, workspace, "decoupled_balsig", seed=2)
+    assert len(calls(workspace)) == 6
+
+
+def test_a_stored_run_tells_how_it_was_made_and_names_no_machine(suite, workspace):
+    _, result = perform(suite, workspace, "rfs")
+    assert result["iterations"] == 40 and result["minutes_of_training"] == 0.33
+    assert result["options"] == {"MODEL.LONG_TAIL.LOSS.NAME": "softmax"}
+    assert set(result["versions"]) >= {"torch", "detectron2", "hotcoco"}
+    assert set(result["caps"]) == {str(cap) for cap in suite.caps}
+    assert len(result["per_class"]["segm_AP"]) == 6
+    text = json.dumps(result)
+    assert str(workspace.root) not in text and str(Path.home()) not in text
+
+
+def test_the_counts_as_sampled_are_what_the_run_is_told(suite, workspace):
+    method = dataclasses.replace(METHODS["balsig"], name="sampled", sampled_counts=True)
+    run = runs.Run(suite, method, 1)
+    runs.perform(run, workspace, workspace.root / "runs", root=ROOT)
+    words = calls(workspace)[-1]
+    path = Path(words[words.index("MODEL.LONG_TAIL.STATS_FILE") + 1])
+    sampled = [c["instance_count"] for c in json.loads(path.read_text())["classes"]]
+    assert len(sampled) == 6 and min(sampled) >= 1
+
+
+def test_a_failed_training_is_reported_with_its_log(suite, workspace):
+    broken = dataclasses.replace(workspace, arguments=("--broken",))
+    with pytest.raises(InputError, match=r"stdout.txt: training failed with status 3"):
+        perform(suite, broken, "rfs")
+
+
+def test_when_the_time_is_over_a_run_is_stopped_and_goes_on_later(suite, workspace):
+    start = time.monotonic()
+    slow = dataclasses.replace(workspace, arguments=("slow",), deadline=start + 2)
+    with pytest.raises(runs.OutOfTime):
+        perform(suite, slow, "rfs")
+    assert time.monotonic() - start < 30
+    with pytest.raises(runs.OutOfTime):
+        perform(suite, slow, "rfs")
+    perform(suite, workspace, "rfs")
+
+
+# Intervals and the page
+
+
+def test_differences_are_those_of_the_scores_and_of_none_with_itself(suite, workspace):
+    stored = {}
+    for name in ("rfs", "balsig"):
+        for seed in (1, 2):
+            run, result = perform(suite, workspace, name, seed)
+            path = runs.predictions_file(run, workspace)
+            stored.setdefault(name, []).append((result, read_predictions(path)))
+    _, annotations = runs.registered_data(run, workspace)
+    (a, a_predictions), (b, b_predictions) = (stored[name][0] for name in ("rfs", "balsig"))
+    cap = a["cap"]
+    compared = intervals.differences(
+        annotations, [a_predictions], [b_predictions], cap=cap, draws=50
+    )
+    for metric in ("AP", "APf"):
+        one, other = (result["caps"][str(cap)]["segm"][metric] for result in (a, b))
+        assert compared[metric]["difference"] == pytest.approx(other - one, abs=2e-3)
+        assert compared[metric]["lower"] <= compared[metric]["upper"]
+    both = [predictions for _, predictions in stored["rfs"]]
+    same = intervals.differences(annotations, both, both, cap=cap, draws=50)
+    assert same["AP"] == {"difference": 0, "lower": 0, "upper": 0}
+    assert best_of_each_image(a_predictions, 1) != a_predictions
+
+
+def compare(workspace, *arguments):
+    command = [sys.executable, "-W", "ignore", ROOT / "tools" / "compare.py"]
+    command += ["--runs", workspace.root / "runs", "--page", workspace.root / "RESULTS.md"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_page_holds_every_stored_run_and_the_same_runs_give_the_same_page(
+    suite, workspace, tmp_path
+):
+    for name in ("rfs", "balsig", "crt", "norcal"):
+        for seed in (1, 2):
+            perform(suite, workspace, name, seed)
+    variant = ABLATIONS["margin"].variants[0]
+    runs_dir = workspace.root / "runs"
+    runs.perform(runs.Run(suite, variant, 1, "margin"), workspace, runs_dir, root=ROOT)
+    assert page.load_runs(runs_dir / suite.name, list(METHODS)).keys() == {
+        "rfs", "crt", "norcal", "balsig",
+    }  # fmt: skip
+    path = workspace.root / "RESULTS.md"
+    page.write_page(runs_dir, path)
+    text = path.read_text()
+    for words in ("| softmax, RFS | joint |", "second stage on rfs", "test time, on rfs", "±",
+                  ABLATIONS["margin"].question, "not run yet"):  # fmt: skip
+        assert words in text
+    for picture in path.parent.glob("images/*.png"):
+        assert f"](images/{picture.name})" in text
+    run = orjson.loads((runs_dir / suite.name / "rfs-s1.json").read_bytes())
+    run["caps"][str(run["cap"])]["segm"]["AP"] += 10
+    (runs_dir / suite.name / "rfs-s1.json").write_bytes(orjson.dumps(run))
+    page.write_page(runs_dir, path)
+    assert path.read_text() != text
+
+
+@pytest.mark.e2e
+def test_the_tool_refuses_what_it_does_not_know(workspace):
+    assert compare(workspace, "--report").returncode == 0
+    assert "not run yet" in (workspace.root / "RESULTS.md").read_text()
+    done = compare(workspace, "--suite", "glyphs")
+    assert done.returncode == 2 and "choose one of glyphs_lt_cpu" in done.stderr
+
+
+@pytest.mark.e2e
+def test_a_method_is_trained_cached_and_calibrated(suite, tmp_path):
+    """A joint run, a second stage on cached features, and a test on it, a few iterations each."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"_BASE_: {config_file('glyphs_lt_cpu.yaml')}\n"
+        "MODEL: {DEVICE: cpu, ROI_HEADS: {NUM_CLASSES: 6}}\n"
+        "INPUT: {MIN_SIZE_TRAIN: (64,), MIN_SIZE_TEST: 64}\n"
+        "DATALOADER: {NUM_WORKERS: 0}\n"
+        "SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, WARMUP_ITERS: 0, CHECKPOINT_PERIOD: 1}\n"
+    )
+    suite = dataclasses.replace(
+        suite, config=str(config), pretraining_iters=2, second_stage_iters=20
+    )
+    workspace = runs.Workspace(tmp_path / "work", ROOT / "tools" / "train_net.py")
+    for name in ("decoupled_balsig", "lws", "norcal"):
+        _, result = perform(suite, workspace, name)
+        assert result["caps"]["10"]["segm"]["AP"] >= 0
+    assert result["stage"] == "test"
+    features = list((workspace.root / suite.name / "features").iterdir())
+    assert len(features) == 1  # both second stages train on the same
