@@ -125,6 +125,31 @@ def test_two_processes_train_and_evaluate_as_one_does(trained, glyphs, tmp_path)
     assert results(evaluated) == results(trained)
 
 
+DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
+
+
+@pytest.mark.parametrize("kind", ["cached features", "frozen late"])
+def test_two_processes_train_the_classifier_alone(trained, glyphs, tmp_path, kind):
+    """Each computes a part of the features and trains on all; or both freeze in the one run."""
+    opts = [f"{DECOUPLE}.ENABLED", "True", "MODEL.WEIGHTS", trained / "model_final.pth"]
+    opts += {
+        "cached features": [f"{DECOUPLE}.FEATURE_CACHE", tmp_path / "features"],
+        "frozen late": [f"{DECOUPLE}.START_ITER", "1"],
+    }[kind]
+    output = tmp_path / "second"
+    train_net(glyphs, output, "--num-gpus", "2", "--dist-url", "auto", opts=opts)
+    if kind == "cached features":
+        (num_rows,) = (tmp_path / "features").glob("*/num_rows.npy")
+        assert len(np.load(num_rows)) == 24 and (np.load(num_rows) > 0).all()
+        before, after = (
+            torch.load(folder / "model_final.pth", weights_only=True)["model"]
+            for folder in (trained, output)
+        )
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {f"roi_heads.box_predictor.cls_score.{n}" for n in ("weight", "bias")}
+    assert set(results(output)) == {"bbox", "segm"}
+
+
 CALIBRATED = [
     "MODEL.LONG_TAIL.POSTHOC.NAME", "norcal", "MODEL.LONG_TAIL.POSTHOC.STRENGTH", "0.5",
 ]  # fmt: skip
