@@ -1,6 +1,7 @@
 """The benchmark's machinery: what is run, what is run again, and the page made of it."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import yaml
 from detectron2.config import get_cfg
 
 from balms_det.config import add_balms_config, config_file
@@ -293,3 +295,29 @@ def test_a_method_is_trained_cached_and_calibrated(suite, tmp_path):
     assert result["stage"] == "test"
     features = list((workspace.root / suite.name / "features").iterdir())
     assert len(features) == 1  # both second stages train on the same
+
+
+# A suite is frozen: whoever changes one raises its version, and adds a line here.
+FROZEN = {
+    ("glyphs_lt_cpu", 1): "",
+    ("glyphs_lt_gpu", 1): "",
+}
+
+
+def files_of(name):
+    """The content of a configuration file and of those that it is based on."""
+    content = yaml.safe_load(Path(config_file(name)).read_text())
+    base = content.get("_BASE_")
+    return [content, *(files_of(base) if base else [])]
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+def test_a_suite_changes_only_with_its_version(suite):
+    fields = {
+        name: value for name, value in vars(suite).items() if name not in ("version", "seeds")
+    }
+    content = json.dumps(
+        [fields, files_of(suite.config)], sort_keys=True, default=dataclasses.asdict
+    )
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    assert FROZEN[suite.name, suite.version] == digest
