@@ -65,9 +65,9 @@ class FeatureCache:
         num_images: N.
     """
 
-    features: np.ndarray
-    classes: np.ndarray
-    num_rows: np.ndarray
+    features: np.memmap
+    classes: np.memmap
+    num_rows: np.memmap
     num_images: int
 
     @classmethod

@@ -45,8 +45,8 @@ def differences(
         path = Path(folder) / "annotations.json"
         path.write_text(json.dumps(_repeated(content, len(baseline))))
         ground_truth = hotcoco.LVIS(str(path))
-    evaluations = []
-    for runs in (baseline, method):
+
+    def evaluated(runs: Sequence[Sequence[ImagePredictions]]) -> Any:
         records = [
             {**detection, "image_id": _image_id(detection["image_id"], copy)}
             for copy, predictions in enumerate(runs)
@@ -56,8 +56,15 @@ def differences(
         detections = hotcoco.LVISResults(ground_truth, records, max_dets=cap)
         evaluation = hotcoco.LVISEval(ground_truth, detections, "segm")
         evaluation.evaluate()
-        evaluations.append(evaluation)
-    compared = hotcoco.compare(*evaluations, n_bootstrap=draws, seed=0, confidence=confidence)
+        return evaluation
+
+    compared = hotcoco.compare(
+        evaluated(baseline),
+        evaluated(method),
+        n_bootstrap=draws,
+        seed=0,
+        confidence=confidence,
+    )
     return {
         metric: {
             "difference": round(100 * compared["deltas"][metric], 3),

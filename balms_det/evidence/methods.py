@@ -38,6 +38,7 @@ class Method:
             `base`, "test" nothing; "suite" is joint in the suites that list the method, and else a
             second stage with a classifier of its own.
         base: the method whose detector a second stage or a test starts from; "" for the suite's.
+        cached: whether a second stage trains on cached features.
         sampled_counts: whether class counts are those that the sampler is expected to show, and not
             the data set's own.
         data: changes of the suite's data set.
@@ -49,6 +50,7 @@ class Method:
     opts: Mapping[str, Any] = field(default_factory=dict)
     stage: Literal["suite", "joint", "second", "test"] = "suite"
     base: str = ""
+    cached: bool = True
     sampled_counts: bool = False
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -243,6 +245,20 @@ ABLATIONS = {
                 ("norcal", 0.3),
                 ("norcal", 0.6),
             )
+        ),
+    ),
+    "feature_cache": Ablation(
+        "Does a second stage on cached features equal one without the cache?",
+        tuple(
+            Method(
+                f"{name}_{kind}",
+                f"{METHODS[name].title}, {kind}",
+                name,
+                stage="second",
+                cached=kind == "cached",
+            )
+            for name in ("decoupled_balsig", "decoupled_balsoftmax")
+            for kind in ("cached", "uncached")
         ),
     ),
     "rfs_threshold": Ablation(

@@ -158,6 +158,7 @@ class Run:
             "stage": self.stage,
             "seed": self.seed,
             "options": self.options(),
+            "cached": self.method.cached,
             "sampled_counts": self.method.sampled_counts,
             "data": dataclasses.asdict(self.data),
             "base": base.key() if base else None,
@@ -233,7 +234,7 @@ def _trained(run: Run, workspace: Workspace) -> Path:
     mode = "--resume"
     if run.stage == "test":
         mode = "--eval-only"
-    elif run.stage == "second":
+    elif run.stage == "second" and run.method.cached:
         options[f"{_DECOUPLE}.FEATURE_CACHE"] = workspace.root / run.suite.name / "features"
     folder = _generated(run.data, workspace)
     if run.method.sampled_counts:

@@ -95,7 +95,9 @@ GLYPHS_LT_GPU = Suite(
     base="rfs",
     joint=(
         *GLYPHS_LT_CPU.joint,
-        *("eqlv2", "seesaw", "fed"),
+        "eqlv2",
+        "seesaw",
+        "fed",
     ),
     caps=(50, 100, 300, 600),
     stored=600,
