@@ -281,7 +281,7 @@ def test_a_method_is_trained_cached_and_calibrated(suite, tmp_path):
     config.write_text(
         f"_BASE_: {config_file('glyphs_lt_cpu.yaml')}\n"
         "MODEL: {DEVICE: cpu, ROI_HEADS: {NUM_CLASSES: 6}}\n"
-        "INPUT: {MIN_SIZE_TRAIN: (64,), MIN_SIZE_TEST: 64}\n"
+        "INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}\n"
         "DATALOADER: {NUM_WORKERS: 0}\n"
         "SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, WARMUP_ITERS: 0, CHECKPOINT_PERIOD: 1}\n"
     )

@@ -69,6 +69,7 @@ def write_page(runs_dir: Path, page: Path) -> None:
                 parts.append(f"### {ablation.question}\n")
                 parts.append(f"`--suite {suite.name} --ablation {name}`\n")
                 parts.append(_main_table(variants) + "\n")
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts), encoding="utf-8")
 
 
