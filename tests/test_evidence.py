@@ -114,7 +114,7 @@ for name in ("model_final.pth", "model_0000001.pth"):
     (output / name).write_text("")
 with open(output / "metrics.json", "w") as metrics:
     for i in (19, 39):
-        print(json.dumps({"iteration": i, "time": 0.5, "loss_cls": 1.0,
+        print(json.dumps({"iteration": i, "time": 0.5, "total_loss": 1.0,
                           "fast_rcnn/fg_cls_accuracy": 0.5}), file=metrics)
 """
 

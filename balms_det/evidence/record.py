@@ -70,10 +70,12 @@ def training_seconds(history: Sequence[Mapping[str, Any]]) -> float:
 
 def learning_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """At most 60 points of the classifier's loss and accuracy on foreground RoIs."""
-    points = history[:: max(1, len(history) // _CURVE_POINTS)]
+    measured = [record for record in history if "fast_rcnn/fg_cls_accuracy" in record]
+    points = measured[:: max(1, -(-len(measured) // _CURVE_POINTS))]
     return {
         "iteration": [record["iteration"] + 1 for record in points],
-        "loss_cls": [round(record["loss_cls"], 4) for record in points],
+        # Detectron2 logs a loss that is the only one under the name of the sum.
+        "loss_cls": [round(record.get("loss_cls", record["total_loss"]), 4) for record in points],
         "accuracy": [round(100 * record["fast_rcnn/fg_cls_accuracy"], 1) for record in points],
     }
 
