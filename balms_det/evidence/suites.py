@@ -76,7 +76,7 @@ GLYPHS_LT_CPU = Suite(
         imbalance=1.0,
     ),
     pretraining_iters=1500,
-    second_stage_iters=600,
+    second_stage_iters=2000,  # 10.7 epochs; cRT's authors: 10
     base="rfs",
     joint=("softmax", "sigmoid", "rfs", "sigmoid_rfs", "eql", "balsoftmax", "balsig"),
     caps=(5, 10, 20, 40, 100),
@@ -91,7 +91,7 @@ GLYPHS_LT_GPU = Suite(
     data=replace(_PICTURES, classes=1203, train_images=20_000, val_images=4000, negatives=8),
     pretraining=None,
     pretraining_iters=0,
-    second_stage_iters=3000,
+    second_stage_iters=6250,  # 10 epochs
     base="rfs",
     joint=(
         *GLYPHS_LT_CPU.joint,
