@@ -340,6 +340,10 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
         ([f"{DECOUPLE}.TRAIN_MODULES", ["roi_heads.box_head"]], ["'roi_heads.box_head'"]),
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], ["StandardROIHeads"]),
         ([f"{DECOUPLE}.START_ITER", 1], ["START_ITER is 1"]),
+        (
+            ["DATALOADER.SAMPLER_TRAIN", "MetaTrainingSampler", "SOLVER.OPTIMIZER", "SGD"],
+            ["'MetaTrainingSampler'"],
+        ),
         ([f"{DECOUPLE}.FEATURE_VIEWS", 0], ["FEATURE_VIEWS is 0", "1 or more"]),
     ],
 )

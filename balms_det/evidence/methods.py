@@ -78,6 +78,8 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
+# The learned rates' derivative is through a plain SGD step.
+_SGD = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.02, "SOLVER.WEIGHT_DECAY": 1e-4}
 _PLAIN_SAMPLING = {"DATALOADER.SAMPLER_TRAIN": "TrainingSampler"}
 
 METHODS = {
@@ -116,6 +118,7 @@ METHODS = {
             "decoupled_balsig",
             stage="second",
         ),
+        Method("balms", "BALMS (Meta Sampler)", "balms", _SGD, stage="second", cached=False),
     )
 }
 
@@ -245,6 +248,13 @@ ABLATIONS = {
                 ("norcal", 0.3),
                 ("norcal", 0.6),
             )
+        ),
+    ),
+    "sgd": Ablation(
+        "What does SGD, which BALMS needs, do to Balanced Softmax in its second stage?",
+        (
+            Method("adamw", "AdamW", "decoupled_balsoftmax", stage="second"),
+            Method("sgd", "SGD", "decoupled_balsoftmax", _SGD, stage="second"),
         ),
     ),
     "feature_cache": Ablation(
