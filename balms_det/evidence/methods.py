@@ -78,8 +78,13 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-# The learned rates' derivative is through a plain SGD step.
-_SGD = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.02, "SOLVER.WEIGHT_DECAY": 1e-4}
+# The learned rates' derivative is through a plain SGD step, in single precision.
+_SGD = {
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.AMP.ENABLED": False,
+}
 _PLAIN_SAMPLING = {"DATALOADER.SAMPLER_TRAIN": "TrainingSampler"}
 
 METHODS = {
