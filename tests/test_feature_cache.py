@@ -212,7 +212,7 @@ def test_features_are_known_by_what_they_depend_on(cfg, first_stage, folder):
         other_cfg = cfg.clone()
         other_cfg.merge_from_list([option, value])
         keys.add(key_of(other_cfg, state))
-    dataset = load_train_dataset(cfg)
+    dataset = list(load_train_dataset(cfg))
     dataset[0]["annotations"][0]["category_id"] += 1
     keys.add(key_of(cfg, state, dataset))
     picture = load_train_dataset(cfg)[0]["file_name"]
@@ -321,7 +321,9 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
             for image in images
         ]
 
-    by_rows = {cache({"dataset_index": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)}
+    by_rows = {
+        cache({"dataset_index": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)
+    }
     torch.manual_seed(4)
     drawn = positions(
         fc.build_feature_loader(cfg, dataset, cache),
