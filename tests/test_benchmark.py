@@ -11,7 +11,15 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from balms_det.benchmark import WORKS, Comparison, records, report, sizes_of
+from balms_det.benchmark import (
+    WORKS,
+    Comparison,
+    detector,
+    inputs,
+    records,
+    report,
+    sizes_of,
+)
 from balms_det.benchmark.detector import largest_difference_of_detections
 from balms_det.benchmark.measure import measure
 from balms_det.errors import InputError
@@ -106,8 +114,20 @@ def test_nothing_to_compare_with_leaves_the_peers_numbers_empty():
     assert record["peer_s"] is record["ratio"] is record["max_abs_diff"] is None
 
 
+@pytest.fixture
+def small_models(monkeypatch):
+    """R-18 with narrow heads in the place of R-50, which takes seconds a step."""
+    model_config = inputs.model_config
+    small = (
+        "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+        "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM", 32,
+    )  # fmt: skip
+    monkeypatch.setattr(detector, "model_config", lambda *args: model_config(*args, *small))
+
+
 @pytest.mark.parametrize("name", WORKS)
-def test_every_work_runs_and_its_outputs_are_the_peers(name):
+def test_every_work_runs_and_its_outputs_are_the_peers(name, small_models):
     found = list(records(name, device="cpu", repeat=1, sizes=TINY))
     assert found
     for record in found:
