@@ -20,6 +20,7 @@ PURE = {
     "calibration",
     "class_stats",
     "config",
+    "config_checks",
     "dataset_check",
     "errors",
     "garbage",

@@ -14,7 +14,6 @@ of classes or proposals. --into replaces what stands between <!-- report: RUN --
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from balms_det.atomic_file import atomic_file
 from balms_det.benchmark import report as benchmark_report
 from balms_det.engine import run_tool
 from balms_det.errors import InputError
-from balms_det.evaluation.report import METRICS
+from balms_det.evaluation.report import METRICS, replace_block
 from balms_det.evidence.record import machine, training_history, training_seconds, versions
 
 
@@ -85,22 +84,6 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         *([markdown(trained)] if trained else []),
     ]
     return "\n\n".join(tables)
-
-
-def replace_block(document: str, name: str, content: str) -> str:
-    """`document` with `content` between the markers of `name`.
-
-    Raises:
-        InputError: the markers are not there.
-    """
-    pattern = re.compile(rf"(<!-- report: {re.escape(name)} -->\n).*?(<!-- /report -->)", re.DOTALL)
-    replaced, count = pattern.subn(lambda m: f"{m[1]}\n{content}\n\n{m[2]}", document)
-    if count != 1:
-        raise InputError(
-            f"the document has {count} blocks <!-- report: {name} --> ... <!-- /report -->, "
-            "expected one; add the two comments where the table shall stand"
-        )
-    return replaced
 
 
 def main(argv: Sequence[str] | None = None) -> None:

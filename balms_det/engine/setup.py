@@ -1,7 +1,6 @@
 """From a command line to a configuration that has been checked."""
 
 import argparse
-import difflib
 import logging
 import os
 import sys
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.config import add_balms_config
+from balms_det.config_checks import merge_config
 from balms_det.data import check_num_classes, dataset_class_stats, register_dataset
 from balms_det.engine.checkpoint import class_stats_in
 from balms_det.engine.validate import validate_config
@@ -60,8 +59,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         if not os.path.isfile(args.config_file):
             raise InputError(f"{args.config_file}: there is no such configuration file")
-        _merge(cfg, lambda: cfg.merge_from_file(args.config_file), args.config_file)
-    _merge(cfg, lambda: cfg.merge_from_list(args.opts or []), "the command line")
+        merge_config(cfg, lambda: cfg.merge_from_file(args.config_file), args.config_file)
+    merge_config(cfg, lambda: cfg.merge_from_list(args.opts or []), "the command line")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
@@ -70,39 +69,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     for name, json_file, image_root in args.dataset:
         register_dataset(name, json_file, image_root)
     return cfg
-
-
-def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
-    """Run `merge`, turning what yacs and the YAML parser raise into one clear sentence."""
-    try:
-        merge()
-    except KeyError as error:
-        raise _unknown_key(cfg, str(error.args[0]), source) from error
-    except (AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        if reason.startswith("Non-existent key"):
-            raise _unknown_key(cfg, reason, source) from error
-        raise InputError(f"{source}: {reason}; correct this setting") from error
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{source}: this is not valid YAML ({' '.join(str(error).split())})"
-        ) from error
-
-
-def _unknown_key(cfg: CfgNode, message: str, source: str) -> InputError:
-    key = message.split(":")[-1].strip()
-    close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.6)
-    remedy = f"did you mean {close[0]}?" if close else "see balms_det/config.py and Detectron2's"
-    return InputError(f"{source}: there is no configuration key {key}; {remedy}")
-
-
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in node.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
-            keys += _keys(value, f"{prefix}{name}.")
-    return keys
 
 
 def prepare_class_stats(cfg: CfgNode) -> None:

@@ -1,12 +1,9 @@
 """Which values and combinations of the configuration make sense."""
 
-import itertools
-from collections.abc import Callable
-from typing import Any
-
 from detectron2.config import CfgNode
 
 from balms_det.calibration import POSTHOC_METHODS
+from balms_det.config_checks import loss_ranges
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.errors import InputError
 from balms_det.modeling import CLASSIFIERS, METHODS, PLAIN_LOSSES, PRECISIONS, is_within
@@ -66,7 +63,7 @@ def validate_config(cfg: CfgNode) -> None:
         ),
         *(
             (f"MODEL.LONG_TAIL.LOSS.{key}", value, holds(value), allowed)
-            for key, value, holds, allowed in _loss_ranges(loss)
+            for key, value, holds, allowed in loss_ranges(loss)
         ),
         (
             "MODEL.LONG_TAIL.COSINE_TEMPERATURE",
@@ -287,63 +284,6 @@ def _validate_feature_cache(cfg: CfgNode) -> None:
             raise InputError(
                 f"{key} is set, but {name} is {value!r}; set it to {needed!r}, or {key} to ''"
             )
-
-
-def _loss_ranges(loss: CfgNode) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
-    """Key under LOSS, value, whether a value is allowed, and what is."""
-
-    def not_negative(value: float) -> bool:
-        return value >= 0
-
-    def positive(value: float) -> bool:
-        return value > 0
-
-    def fraction(value: float) -> bool:
-        return 0 <= value <= 1
-
-    at_least_0, above_0, from_0_to_1 = "0 or more", "more than 0", "a number from 0 to 1"
-    weights = loss.CLASS_WEIGHTS
-    return [
-        ("CLASS_WEIGHTS.BETA", weights.BETA, lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
-        ("CLASS_WEIGHTS.START_ITER", weights.START_ITER, not_negative, at_least_0),
-        ("FEDERATED.NUM_CLASSES", loss.FEDERATED.NUM_CLASSES, lambda n: n >= 1, "1 or more"),
-        ("FEDERATED.FREQ_POWER", loss.FEDERATED.FREQ_POWER, not_negative, at_least_0),
-        ("FOCAL.GAMMA", loss.FOCAL.GAMMA, not_negative, at_least_0),
-        (
-            "FOCAL.ALPHA",
-            loss.FOCAL.ALPHA,
-            lambda alpha: alpha == -1 or fraction(alpha),
-            f"{from_0_to_1}, or -1 to leave it out",
-        ),
-        ("LDAM.MAX_MARGIN", loss.LDAM.MAX_MARGIN, not_negative, at_least_0),
-        ("EQL.LAMBDA", loss.EQL.LAMBDA, fraction, from_0_to_1),
-        ("EQL.GAMMA", loss.EQL.GAMMA, fraction, from_0_to_1),
-        ("EQLV2.GAMMA", loss.EQLV2.GAMMA, positive, above_0),
-        ("EQLV2.MU", loss.EQLV2.MU, positive, above_0),
-        ("EQLV2.ALPHA", loss.EQLV2.ALPHA, not_negative, at_least_0),
-        ("SEESAW.P", loss.SEESAW.P, not_negative, at_least_0),
-        ("SEESAW.Q", loss.SEESAW.Q, not_negative, at_least_0),
-        ("SEESAW.EPS", loss.SEESAW.EPS, lambda eps: 0 < eps <= 1, "more than 0, at most 1"),
-        ("ACSL.SCORE_THRESHOLD", loss.ACSL.SCORE_THRESHOLD, fraction, from_0_to_1),
-        (
-            "ACSL.BACKGROUND_RATIOS",
-            loss.ACSL.BACKGROUND_RATIOS,
-            lambda ratios: len(ratios) == 3 and all(map(fraction, ratios)),
-            "three numbers from 0 to 1, of rare, common and frequent classes",
-        ),
-        ("DROPLOSS.LAMBDA", loss.DROPLOSS.LAMBDA, fraction, from_0_to_1),
-        ("LOCE.MOMENTUM", loss.LOCE.MOMENTUM, fraction, from_0_to_1),
-        ("LOCE.BACKGROUND_SCORE", loss.LOCE.BACKGROUND_SCORE, positive, above_0),
-        ("ECM.BACKGROUND_RATIO", loss.ECM.BACKGROUND_RATIO, positive, above_0),
-        ("GOL.LAMBDA", loss.GOL.LAMBDA, fraction, from_0_to_1),
-        (
-            "BAGS.BOUNDARIES",
-            loss.BAGS.BOUNDARIES,
-            lambda limits: all(a < b for a, b in itertools.pairwise((0, *limits))),
-            "ascending counts, more than 0",
-        ),
-        ("BAGS.BETA", loss.BAGS.BETA, not_negative, at_least_0),
-    ]
 
 
 def _validate_federated(cfg: CfgNode) -> None:
