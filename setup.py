@@ -39,6 +39,8 @@ setup(
         "orjson>=3.9",
         "pillow>=10",
         "pycocotools>=2.0.7",
+        "scikit-learn>=1.3",
+        "scipy>=1.11",
         "setuptools<81",  # Detectron2's model_zoo imports pkg_resources
         "tabulate>=0.9",
         "tensorboard>=2.15",

@@ -35,6 +35,8 @@ LEVEL = {
     "data": 1,
     "modeling": 1,
     "evaluation": 1,
+    # Beside the engine: it trains with the criteria of modeling, and without a detector.
+    "classification": 2,
     "engine": 2,
     "visualize": 2,
     "benchmark": 3,  # measures all the others

@@ -1,0 +1,133 @@
+"""Configurations of classifiers: the shipped files, and errors that a user can act on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from balms_det.classification import default_config, load_config
+from balms_det.config import config_file
+from balms_det.errors import InputError
+
+CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
+SHIPPED = sorted(p.stem for p in CONFIGS.glob("*_lt_*.yaml") if not p.stem.startswith("base_"))
+METHODS = (
+    "softmax cbw cbs focal cb ldam eql crt lws balanced_softmax decoupled_balanced_softmax "
+    "balanced_softmax_cbs balms"
+).split()
+FEWER = ["softmax", "balanced_softmax", "decoupled_balanced_softmax", "balms"]
+SUITES = {
+    "digits_lt": METHODS,
+    "cifar10_lt": METHODS,
+    "cifar100_lt": METHODS,
+    "cifar10_lt_cpu": FEWER,
+    "imagenet_lt": FEWER,
+    "places_lt": ["softmax", "decoupled_balanced_softmax", "balms"],
+}
+
+
+def load(name="digits_lt_balms", *opts):
+    return load_config(config_file(f"classification/{name}.yaml"), [str(opt) for opt in opts])
+
+
+def test_every_suite_has_a_file_for_each_of_its_methods():
+    expected = {f"{suite}_{method}" for suite, methods in SUITES.items() for method in methods}
+    assert set(SHIPPED) == expected
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_file_is_valid_and_its_first_stage_is_the_softmax_of_its_suite(name):
+    cfg = load(name, "IMBALANCE", 50, "SEED", 3)
+    assert cfg.OUTPUT_DIR == f"output/{name}_if50_seed3"
+    suite = max((s for s in SUITES if name.startswith(f"{s}_")), key=len)
+    method = name.removeprefix(f"{suite}_")
+    second = method in ("crt", "lws", "balms", "decoupled_balanced_softmax", "balanced_softmax_cbs")
+    assert cfg.MODEL.LONG_TAIL.DECOUPLE.ENABLED == second
+    first = f"output/{suite}_softmax_if50_seed3/model_final.pth"
+    assert cfg.MODEL.WEIGHTS == (first if second else "")
+    assert (cfg.SAMPLER == "meta") == (method == "balms")
+
+
+def test_defaults_are_the_releases_first_stage():
+    cfg = load("cifar10_lt_softmax")
+    solver = cfg.SOLVER
+    recipe = (solver.BATCH_SIZE, solver.MAX_ITER, solver.WARMUP_LR, solver.BASE_LR)
+    assert recipe == (512, 13000, 0.05, 0.1)
+    assert (solver.WARMUP_ITERS, solver.MOMENTUM, solver.WEIGHT_DECAY) == (800, 0.9, 5e-4)
+    assert cfg.MODEL.BACKBONE.NAME == "resnet32_cifar"
+    assert dict(cfg.AUGMENT) == dict(CROP_PADDING=4, FLIP=True, AUTOAUGMENT=True, CUTOUT=16)
+
+
+def test_methods_are_deltas_of_their_base():
+    base = load("cifar10_lt_softmax")
+    for method, key, value in [
+        ("cbs", "SAMPLER", "class_balanced"),
+        ("cbw", "CLASS_WEIGHTS.NAME", "inverse"),
+        ("balanced_softmax", "NAME", "balanced_softmax"),
+    ]:
+        cfg = load(f"cifar10_lt_{method}", "OUTPUT_DIR", base.OUTPUT_DIR)
+        prefix = "" if key == "SAMPLER" else "MODEL.LONG_TAIL.LOSS."
+        changed = load("cifar10_lt_softmax", f"{prefix}{key}", value)
+        assert cfg == changed
+
+
+def test_the_table_of_configurations_has_a_row_for_each_method_and_no_other():
+    table = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", table, re.MULTILINE)) == set(METHODS)
+    assert set(re.findall(r"^- `(\w+)`: ", table, re.MULTILINE)) == set(SUITES)
+
+
+def test_only_keys_that_a_classifier_has_are_taken_over_from_the_detector():
+    long_tail = default_config().MODEL.LONG_TAIL
+    assert "LOSS" in long_tail and "MASK_CLASSIFIER" not in long_tail
+
+
+def test_misspelt_keys_and_missing_files_are_named():
+    with pytest.raises(InputError, match=r"command line: .*IMBALANC; did you mean IMBALANCE\?"):
+        load("digits_lt_softmax", "IMBALANC", 10)
+    with pytest.raises(InputError, match="nowhere.yaml: there is no such configuration file"):
+        load_config("nowhere.yaml")
+    with pytest.raises(InputError, match="ZZZ; see balms_det/classification/config.py"):
+        load("digits_lt_softmax", "ZZZ", 10)
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("DATA.NAME", "mnist", "cifar10, cifar100"),
+        ("MODEL.BACKBONE.NAME", "resnet50", "resnet32_cifar"),
+        ("SAMPLER", "balanced", "class_balanced"),
+        ("IMBALANCE", 0, "1 (balanced) or more"),
+        ("SEED", -1, "from 0 to"),
+        ("AUGMENT.CROP_PADDING", -1, "0 or more"),
+        ("AUGMENT.CUTOUT", -2, "0 or more"),
+        ("SOLVER.BATCH_SIZE", 0, "1 or more"),
+        ("SOLVER.MAX_ITER", 0, "1 or more"),
+        ("SOLVER.WARMUP_ITERS", 500, "less than SOLVER.MAX_ITER"),
+        ("SOLVER.BASE_LR", 0.0, "more than 0"),
+        ("SOLVER.WARMUP_LR", -0.1, "more than 0"),
+        ("SOLVER.META.BASE_LR", 0.0, "more than 0"),
+        ("SOLVER.META.TEMPERATURE", 0.0, "more than 0"),
+        ("SOLVER.META.BATCH_SIZE", 0, "1 or more"),
+        ("SOLVER.META.INITIAL_POWER", -1.0, "0 or more"),
+        ("MODEL.LONG_TAIL.LOSS.NAME", "softmx", "balanced_softmax"),
+        ("MODEL.LONG_TAIL.LOSS.FOCAL.GAMMA", -1.0, "0 or more"),
+        ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME", "inv", "inverse"),
+        ("MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.START_ITER", 5, "0: deferred"),
+        ("MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED", True, "False"),
+        ("MODEL.LONG_TAIL.CLASSIFIER", "cosin", "linear, cosine"),
+        ("MODEL.LONG_TAIL.CLASSIFIER", "lws", "DECOUPLE.ENABLED"),
+        ("MODEL.LONG_TAIL.DECOUPLE.ENABLED", True, "MODEL.WEIGHTS"),
+        ("SAMPLER", "meta", "DECOUPLE.ENABLED"),
+    ],
+)
+def test_bad_value_is_refused_with_key_value_and_what_is_allowed(key, value, allowed):
+    with pytest.raises(InputError) as caught:
+        load("digits_lt_softmax", key, value)
+    message = str(caught.value)
+    assert key in message and str(value) in message and allowed in message
+
+
+def test_the_meta_sampler_is_refused_for_losses_without_a_plain_one():
+    with pytest.raises(InputError, match="LOSS.NAME is 'gol'.*softmax or sigmoid"):
+        load("digits_lt_balms", "MODEL.LONG_TAIL.LOSS.NAME", "gol")
