@@ -20,8 +20,9 @@ from balms_det.errors import InputError
 from balms_det.modeling.classifier import CLASSIFIERS
 from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES
 
-# Of MODEL.LONG_TAIL, what a classifier has too.
-_SHARED = ("COUNT_BY", "LOSS", "CLASSIFIER", "COSINE_TEMPERATURE", "DECOUPLE")
+# Of MODEL.LONG_TAIL and of its node DECOUPLE, what a classifier has too.
+_SHARED = ("COUNT_BY", "LOSS", "CLASSIFIER", "COSINE_TEMPERATURE")
+_SHARED_DECOUPLE = ("ENABLED", "TRAIN_MODULES", "REINIT")
 
 
 def default_config() -> CN:
@@ -77,6 +78,9 @@ def default_config() -> CN:
     add_balms_config(detector)
     for key in _SHARED:
         cfg.MODEL.LONG_TAIL[key] = detector.MODEL.LONG_TAIL[key]
+    cfg.MODEL.LONG_TAIL.DECOUPLE = CN()
+    for key in _SHARED_DECOUPLE:
+        cfg.MODEL.LONG_TAIL.DECOUPLE[key] = detector.MODEL.LONG_TAIL.DECOUPLE[key]
     cfg.MODEL.LONG_TAIL.LOSS.NAME = "softmax"
     cfg.MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES = ["classifier"]
 
@@ -193,11 +197,14 @@ def validate_config(cfg: CN) -> None:
             solver.META.INITIAL_POWER >= 0,
             "0 or more",
         ),
-        (
-            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.START_ITER",
-            weights.START_ITER,
-            weights.START_ITER == 0,
-            "0: deferred weights follow Detectron2's trainer",
+        *(
+            (
+                f"MODEL.LONG_TAIL.LOSS.{node}.START_ITER",
+                long_tail.LOSS[node].START_ITER,
+                long_tail.LOSS[node].START_ITER == 0,
+                "0: what is deferred follows Detectron2's trainer",
+            )
+            for node in ("CLASS_WEIGHTS", "MARGIN")
         ),
         (
             "MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED",
