@@ -48,7 +48,7 @@ def flat(predictions):
     return [
         (p.image_id, int(c), float(s), rle["counts"])
         for p in predictions
-        for c, s, rle in zip(p.category_ids, p.scores, p.rles(range(len(p.scores))), strict=True)
+        for c, s, rle in zip(p.category_ids, p.scores, p.rles(), strict=True)
     ]
 
 

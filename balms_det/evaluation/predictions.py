@@ -56,14 +56,14 @@ class ImagePredictions:
             for record, box in zip(records, self.boxes.tolist(), strict=True):
                 record["bbox"] = box
         if "segm" in tasks:
-            for record, rle in zip(records, self.rles() if records else [], strict=True):
+            for record, rle in zip(records, self.rles(), strict=True):
                 record["segmentation"] = rle
         return records
 
     def rles(self, kept: Iterable[bool] | None = None) -> list[dict[str, Any]]:
         """The masks, in COCO's format; with `kept` (N,) only those for which it is true."""
         size = list(self.image_size)
-        counts: Iterable[str] = (self.masks or b"").decode().split("\n")
+        counts: Iterable[str] = self.masks.decode().split("\n") if self.masks else ()
         if kept is not None:
             counts = itertools.compress(counts, kept)
         return [{"size": size, "counts": c} for c in counts]

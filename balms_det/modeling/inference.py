@@ -206,7 +206,7 @@ def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _to_host(*tensors: Tensor) -> list[np.ndarray]:
     """Arrays of the tensors, in float64, fetched all at once."""
-    flat = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().numpy()
+    flat = torch.cat([tensor.detach().flatten().double() for tensor in tensors]).cpu().numpy()
     ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
     parts = np.split(flat, ends)
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
