@@ -235,6 +235,12 @@ def test_a_table_gives_what_was_measured():
     assert text.count("python tools/benchmark.py box_selection") == 1
 
 
+def test_a_size_that_a_work_does_not_have_is_a_dash():
+    rows = report.markdown([stored(), stored(sizes={"classes": 80})]).splitlines()
+    assert rows[2].startswith("| box_selection | 1,000 |")
+    assert rows[3].startswith("| box_selection | - |")
+
+
 def test_what_was_not_measured_is_a_dash_and_never_a_zero():
     nothing = dict.fromkeys(
         ["peer_s", "ratio", "peer_range_s", "ours_peak_mb", "peer_peak_mb", "max_abs_diff"]

@@ -20,7 +20,7 @@ def markdown(records: Sequence[Record]) -> str:
             _row(
                 [
                     name if record["dtype"] == "float32" else f"{name}, {record['dtype']}",
-                    *(f"{record['sizes'].get(size, '-'):,}" for size in varied),
+                    *(_cell(record["sizes"].get(size), ",") for size in varied),
                     record["peer"],
                     _seconds(record, "ours"),
                     _seconds(record, "peer"),
