@@ -32,6 +32,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.26",
         "fvcore>=0.1.5.post20221221",
+        "filelock>=3.12",
         "hotcoco>=1.3",
         "lvis>=0.5.3",
         "matplotlib>=3.8",

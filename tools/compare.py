@@ -1,6 +1,6 @@
 """Run methods on the benchmark Glyphs-LT and write docs/RESULTS.md.
 
-    python tools/compare.py --suite glyphs_lt_cpu --methods rfs balsig --seeds 1 2 3
+    python tools/compare.py --suite glyphs_lt_cpu --methods rfs balsig --seeds 1 2 3 --jobs 2
     python tools/compare.py --suite glyphs_lt_cpu --ablation margin --seeds 1
     python tools/compare.py --report
 
@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after; run again to go on"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("output/glyphs_lt"), metavar="DIR")
     parser.add_argument(
@@ -68,6 +72,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--report", action="store_true", help="run nothing; write the page from the stored runs"
     )
     return parser.parse_args(argv)
+
+
+def perform_all(runs: Sequence[Run], workspace: Workspace, folder: Path, jobs: int) -> None:
+    """Perform runs, `jobs` at a time; the first that fails ends those that have not begun."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(perform, run, workspace, folder, root=ROOT): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                run, result = futures[future], future.result()
+                metrics = result["caps"][str(result["cap"])]["segm"]
+                values = " ".join(f"{m} {metrics[m]:.1f}" for m in intervals.METRICS)
+                print(f"{run.method.name}, seed {run.seed}: {values}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def compare_with_base(
@@ -127,15 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments=("--num-gpus", str(args.num_gpus)),
             deadline=time.monotonic() + 60 * args.minutes,
         )
+        # Seed by seed, so that a table with every method is there as early as can be; first those
+        # that others start from.
+        runs = [Run(suite, method, seed, args.ablation) for seed in seeds for method in methods]
+        runs.sort(key=lambda run: (run.seed, run.base is not None))
         try:
-            # Seed by seed, so that a table with every method is there as early as can be.
-            for seed in seeds:
-                for method in methods:
-                    run = Run(suite, method, seed, args.ablation)
-                    result = perform(run, workspace, args.runs, root=ROOT)
-                    metrics = result["caps"][str(result["cap"])]["segm"]
-                    values = " ".join(f"{m} {metrics[m]:.1f}" for m in intervals.METRICS)
-                    print(f"{method.name}, seed {seed}: {values}", flush=True)
+            perform_all(runs, workspace, args.runs, args.jobs)
             if not args.ablation:
                 compare_with_base(suite, seeds, workspace, args.runs)
         except OutOfTime:

@@ -16,7 +16,8 @@ On disk, below the given folder, a folder named after a digest of all that the f
 the frozen weights, the configuration of the model's other parts and of its input, the annotations,
 and size and time of every picture. So features of another detector or of other data are never read.
 A slot counts as there once its rows have reached the disk; an extraction that was cut short goes on
-with the slots that are missing.
+with the slots that are missing. Of several runs that ask for the same features at once, one
+computes them and the others wait.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ import orjson
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -156,21 +158,24 @@ def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> Fe
     """
     decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
     folder = Path(decouple.FEATURE_CACHE) / cache_key(cfg, model, dataset)
-    cache = FeatureCache.open(
-        folder,
-        num_images=len(dataset),
-        views=decouple.FEATURE_VIEWS,
-        rows=cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
-        width=model.roi_heads.box_predictor.cls_score.in_features,
-    )
-    missing = cache.missing()
-    if len(missing):
-        logger.info("Computing the features of %d of %d images", len(missing), len(cache.num_rows))
-        was_training = model.training
-        mine = missing[comm.get_rank() :: comm.get_world_size()].tolist()
-        _extract(cfg, model.train(), dataset, cache, mine)
-        model.train(was_training)
-        comm.synchronize()
+    with _alone(folder):
+        cache = FeatureCache.open(
+            folder,
+            num_images=len(dataset),
+            views=decouple.FEATURE_VIEWS,
+            rows=cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+            width=model.roi_heads.box_predictor.cls_score.in_features,
+        )
+        missing = cache.missing()
+        if len(missing):
+            number = len(cache.num_rows)
+            logger.info("Computing the features of %d of %d images", len(missing), number)
+            comm.synchronize()  # before anyone fills one, all have seen the same slots missing
+            was_training = model.training
+            mine = missing[comm.get_rank() :: comm.get_world_size()].tolist()
+            _extract(cfg, model.train(), dataset, cache, mine)
+            model.train(was_training)
+            comm.synchronize()
     assert not len(cache.missing()), folder
     logger.info("Training on the features in %s", folder)
     return cache
@@ -206,10 +211,27 @@ def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other run fills the cache meanwhile; the processes of this one go on together."""
+    if not comm.is_main_process():
+        yield
+        return
+    lock = FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _create(folder: Path, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
     """An empty cache, which is there whole or not at all; its files take up room as they fill."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         size = sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in arrays.values()
         )
@@ -229,10 +251,14 @@ def _create(folder: Path, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> Non
             array.flush()
         partial.replace(folder)
     except OSError as error:
-        raise InputError(
-            f"{folder}: the feature cache cannot be written ({error.strerror}); name another "
-            "folder in MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE"
-        ) from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder}: the feature cache cannot be written ({error.strerror}); name another folder in "
+        "MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE"
+    )
 
 
 def _extract(

@@ -4,15 +4,19 @@ Every run is one command of tools/train_net.py, in a folder of its own below the
 starts from others (the pretrained detector, the base of a second stage), which are run first. A run
 is known, and its folder named, by a digest of everything that was asked of it, its predecessors
 included: what is asked for twice is done once, and what was done for another question is not read.
+Several may be performed at the same time, by threads or by processes that share a workspace.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import orjson
 from detectron2.config import get_cfg
+from filelock import FileLock
 
 from balms_det.annotation_file import read_annotation_file
 from balms_det.atomic_file import atomic_file
@@ -47,6 +52,8 @@ _PRETRAINING_SEED = 0
 _INTERMEDIATE = "model_[0-9]*.pth"
 # As little as a test-time correction needs that makes scores small.
 _TEST_THRESHOLD = 1e-6
+# Detectron2's catalog of data sets, which scoring enters validation sets into, is one for all.
+_scoring = threading.Lock()
 
 
 class OutOfTime(Exception):
@@ -71,8 +78,13 @@ class Workspace:
     arguments: tuple[str, ...] = ()
     deadline: float = float("inf")
 
-    def run(self, arguments: Sequence[str], log: Path) -> None:
+    def run(self, arguments: Sequence[str], log: Path, threads: int | None) -> None:
         """One run of tools/train_net.py.
+
+        Args:
+            arguments: of its command line.
+            log: what it prints is appended here.
+            threads: that it computes with; None for its own choice.
 
         Raises:
             OutOfTime: it was stopped.
@@ -81,8 +93,14 @@ class Workspace:
         if time.monotonic() >= self.deadline:
             raise OutOfTime
         command = [sys.executable, str(self.train_net), *self.arguments, *arguments]
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        with (
+            log.open("ab") as file,
+            subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process,
+        ):
             try:
                 remaining = self.deadline - time.monotonic()
                 process.wait(None if remaining == float("inf") else max(remaining, 0))
@@ -201,7 +219,8 @@ def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> di
     if is_stored(run, runs_dir):
         return _read(path)
     output = _trained(run, workspace)
-    result = _result(run, workspace, output, root)
+    with _scoring:
+        result = _result(run, workspace, output, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(orjson.dumps(result, option=orjson.OPT_INDENT_2))
@@ -220,8 +239,13 @@ def registered_data(run: Run, workspace: Workspace) -> tuple[str, Path]:
 def _trained(run: Run, workspace: Workspace) -> Path:
     """The folder of the finished run, whose predictions are there."""
     output = output_dir(run, workspace)
-    if (output / "inference" / "lvis_results.json").is_file():
-        return output
+    with _alone(output):
+        if not (output / "inference" / "lvis_results.json").is_file():
+            _train(run, workspace, output)
+    return output
+
+
+def _train(run: Run, workspace: Workspace, output: Path) -> None:
     weights = _starting_weights(run, workspace)
     output.mkdir(parents=True, exist_ok=True)
     options = {
@@ -239,9 +263,9 @@ def _trained(run: Run, workspace: Workspace) -> Path:
     folder = _generated(run.data, workspace)
     if run.method.sampled_counts:
         options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
-    workspace.run([mode, *_arguments(run.suite, folder, options)], output / "stdout.txt")
+    arguments = _arguments(run.suite, folder, options)
+    workspace.run([mode, *arguments], output / "stdout.txt", run.suite.threads)
     _remove_intermediate(output)
-    return output
 
 
 def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
@@ -265,11 +289,13 @@ def _pretrained(suite: Suite, workspace: Workspace) -> Path:
     key = _digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
     output = workspace.root / suite.name / f"pretraining-{key}"
     checkpoint = output / "model_final.pth"
-    if not checkpoint.is_file():
-        folder = _generated(suite.pretraining, workspace)
-        options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
-        workspace.run(["--resume", *_arguments(suite, folder, options)], output / "stdout.txt")
-        _remove_intermediate(output)
+    with _alone(output):
+        if not checkpoint.is_file():
+            folder = _generated(suite.pretraining, workspace)
+            options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
+            arguments = _arguments(suite, folder, options)
+            workspace.run(["--resume", *arguments], output / "stdout.txt", suite.threads)
+            _remove_intermediate(output)
     return checkpoint
 
 
@@ -286,7 +312,8 @@ def _arguments(suite: Suite, folder: Path, options: Mapping[str, Any]) -> list[s
 def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
     """The folder of a data set, made if need be."""
     folder = workspace.root / "data" / _digest(dataclasses.asdict(data))
-    generate(folder, data, workers=workspace.workers, progress=True)
+    with _alone(folder):
+        generate(folder, data, workers=workspace.workers, progress=True)
     return folder
 
 
@@ -365,6 +392,14 @@ def _configuration(name: str) -> Any:
     cfg.merge_from_file(config_file(name))
     cfg.freeze()
     return cfg
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else makes what goes into `folder` meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        yield
 
 
 def _remove_intermediate(output: Path) -> None:
