@@ -1,8 +1,11 @@
-"""Configurations made by hand: errors that can be acted on, and the ranges of the losses' keys."""
+"""Configurations made by hand: what is asked of them, and errors that can be acted on."""
 
 import difflib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import yaml
@@ -57,58 +60,108 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def loss_ranges(loss: Any) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
-    """Of a MODEL.LONG_TAIL.LOSS node: key under it, value, whether a value is allowed, what is."""
+@dataclass(frozen=True)
+class Range:
+    """The values that a number, or a list of them, may have.
 
-    def not_negative(value: float) -> bool:
-        return value >= 0
+    Attributes:
+        holds: whether a value is among them.
+        allowed: which they are, to end "set it to ...".
+    """
 
-    def positive(value: float) -> bool:
-        return value > 0
+    holds: Callable[[Any], object]
+    allowed: str
 
-    def fraction(value: float) -> bool:
-        return 0 <= value <= 1
 
-    at_least_0, above_0, from_0_to_1 = "0 or more", "more than 0", "a number from 0 to 1"
-    weights = loss.CLASS_WEIGHTS
-    return [
-        ("CLASS_WEIGHTS.BETA", weights.BETA, lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
-        ("CLASS_WEIGHTS.START_ITER", weights.START_ITER, not_negative, at_least_0),
-        ("FEDERATED.NUM_CLASSES", loss.FEDERATED.NUM_CLASSES, lambda n: n >= 1, "1 or more"),
-        ("FEDERATED.FREQ_POWER", loss.FEDERATED.FREQ_POWER, not_negative, at_least_0),
-        ("FOCAL.GAMMA", loss.FOCAL.GAMMA, not_negative, at_least_0),
-        (
-            "FOCAL.ALPHA",
-            loss.FOCAL.ALPHA,
-            lambda alpha: alpha == -1 or fraction(alpha),
-            f"{from_0_to_1}, or -1 to leave it out",
+AT_LEAST_0 = Range(lambda value: value >= 0, "0 or more")
+AT_LEAST_1 = Range(lambda value: value >= 1, "1 or more")
+ABOVE_0 = Range(lambda value: value > 0, "more than 0")
+FRACTION = Range(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def check_choices(cfg: Any, choices: Mapping[str, Collection[str]]) -> None:
+    """Refuse a name that is not one of the choices of its key.
+
+    Raises:
+        InputError: naming the key, its value and the choices.
+    """
+    for key, allowed in choices.items():
+        value = _setting(cfg, key)
+        if value not in allowed:
+            raise InputError(f"{key} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def check_ranges(cfg: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse a value that is out of the range of its key.
+
+    Raises:
+        InputError: naming the key, its value and the range.
+    """
+    for key, value_range in ranges.items():
+        check(cfg, key, value_range.holds(_setting(cfg, key)), value_range.allowed)
+
+
+def check(cfg: Any, key: str, holds: object, remedy: str) -> None:
+    """Refuse the value of a key unless `holds`.
+
+    Args:
+        remedy: what to set it to, to end "set it to ...".
+
+    Raises:
+        InputError: naming the key, its value and the remedy.
+    """
+    if not holds:
+        raise InputError(f"{key} is {_setting(cfg, key)!r}; set it to {remedy}")
+
+
+def _setting(cfg: Any, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
+
+
+LOSS_RANGES = {
+    f"MODEL.LONG_TAIL.LOSS.{key}": value_range
+    for key, value_range in {
+        "PRIOR_PROB": Range(lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded"),
+        "MARGIN.TAU": AT_LEAST_0,
+        "MARGIN.START_ITER": AT_LEAST_0,
+        "CLASS_WEIGHTS.BETA": Range(lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
+        "CLASS_WEIGHTS.START_ITER": AT_LEAST_0,
+        "FEDERATED.NUM_CLASSES": AT_LEAST_1,
+        "FEDERATED.FREQ_POWER": AT_LEAST_0,
+        "FOCAL.GAMMA": AT_LEAST_0,
+        "FOCAL.ALPHA": Range(
+            lambda alpha: alpha == -1 or FRACTION.holds(alpha),
+            f"{FRACTION.allowed}, or -1 to leave it out",
         ),
-        ("LDAM.MAX_MARGIN", loss.LDAM.MAX_MARGIN, not_negative, at_least_0),
-        ("EQL.LAMBDA", loss.EQL.LAMBDA, fraction, from_0_to_1),
-        ("EQL.GAMMA", loss.EQL.GAMMA, fraction, from_0_to_1),
-        ("EQLV2.GAMMA", loss.EQLV2.GAMMA, positive, above_0),
-        ("EQLV2.MU", loss.EQLV2.MU, positive, above_0),
-        ("EQLV2.ALPHA", loss.EQLV2.ALPHA, not_negative, at_least_0),
-        ("SEESAW.P", loss.SEESAW.P, not_negative, at_least_0),
-        ("SEESAW.Q", loss.SEESAW.Q, not_negative, at_least_0),
-        ("SEESAW.EPS", loss.SEESAW.EPS, lambda eps: 0 < eps <= 1, "more than 0, at most 1"),
-        ("ACSL.SCORE_THRESHOLD", loss.ACSL.SCORE_THRESHOLD, fraction, from_0_to_1),
-        (
-            "ACSL.BACKGROUND_RATIOS",
-            loss.ACSL.BACKGROUND_RATIOS,
-            lambda ratios: len(ratios) == 3 and all(map(fraction, ratios)),
+        "LDAM.MAX_MARGIN": AT_LEAST_0,
+        "EQL.LAMBDA": FRACTION,
+        "EQL.GAMMA": FRACTION,
+        "EQLV2.GAMMA": ABOVE_0,
+        "EQLV2.MU": ABOVE_0,
+        "EQLV2.ALPHA": AT_LEAST_0,
+        "SEESAW.P": AT_LEAST_0,
+        "SEESAW.Q": AT_LEAST_0,
+        "SEESAW.EPS": Range(lambda eps: 0 < eps <= 1, "more than 0, at most 1"),
+        "ACSL.SCORE_THRESHOLD": FRACTION,
+        "ACSL.BACKGROUND_RATIOS": Range(
+            lambda ratios: len(ratios) == 3 and all(map(FRACTION.holds, ratios)),
             "three numbers from 0 to 1, of rare, common and frequent classes",
         ),
-        ("DROPLOSS.LAMBDA", loss.DROPLOSS.LAMBDA, fraction, from_0_to_1),
-        ("LOCE.MOMENTUM", loss.LOCE.MOMENTUM, fraction, from_0_to_1),
-        ("LOCE.BACKGROUND_SCORE", loss.LOCE.BACKGROUND_SCORE, positive, above_0),
-        ("ECM.BACKGROUND_RATIO", loss.ECM.BACKGROUND_RATIO, positive, above_0),
-        ("GOL.LAMBDA", loss.GOL.LAMBDA, fraction, from_0_to_1),
-        (
-            "BAGS.BOUNDARIES",
-            loss.BAGS.BOUNDARIES,
+        "DROPLOSS.LAMBDA": FRACTION,
+        "LOCE.MOMENTUM": FRACTION,
+        "LOCE.BACKGROUND_SCORE": ABOVE_0,
+        "ECM.BACKGROUND_RATIO": ABOVE_0,
+        "GOL.LAMBDA": FRACTION,
+        "BAGS.BOUNDARIES": Range(
             lambda limits: all(a < b for a, b in itertools.pairwise((0, *limits))),
             "ascending counts, more than 0",
         ),
-        ("BAGS.BETA", loss.BAGS.BETA, not_negative, at_least_0),
-    ]
+        "BAGS.BETA": AT_LEAST_0,
+    }.items()
+}
+
+META_RANGES = {
+    "SOLVER.META.BASE_LR": ABOVE_0,
+    "SOLVER.META.INITIAL_POWER": AT_LEAST_0,
+    "SOLVER.META.TEMPERATURE": ABOVE_0,
+}

@@ -15,7 +15,18 @@ from balms_det.classification.data import DATASETS
 from balms_det.classification.networks import BACKBONES
 from balms_det.classification.sampling import SAMPLERS
 from balms_det.config import add_balms_config
-from balms_det.config_checks import loss_ranges, merge_config
+from balms_det.config_checks import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    LOSS_RANGES,
+    META_RANGES,
+    Range,
+    check,
+    check_choices,
+    check_ranges,
+    merge_config,
+)
 from balms_det.errors import InputError
 from balms_det.modeling.classifier import CLASSIFIERS
 from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES
@@ -141,107 +152,78 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     return cfg
 
 
+_CHOICES = {
+    "DATA.NAME": DATASETS,
+    "MODEL.BACKBONE.NAME": BACKBONES,
+    "SAMPLER": SAMPLERS,
+    "MODEL.LONG_TAIL.LOSS.NAME": METHODS,
+    "MODEL.LONG_TAIL.CLASSIFIER": CLASSIFIERS,
+    "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME": ("none", "inverse", "effective_number"),
+}
+_RANGES = {
+    "IMBALANCE": Range(lambda imbalance: imbalance >= 1, "1 (balanced) or more"),
+    "SEED": Range(lambda seed: 0 <= seed < 2**32, "a number from 0 to 2^32 - 1"),
+    "AUGMENT.CROP_PADDING": AT_LEAST_0,
+    "AUGMENT.CUTOUT": AT_LEAST_0,
+    "SOLVER.BATCH_SIZE": AT_LEAST_1,
+    "SOLVER.MAX_ITER": AT_LEAST_1,
+    "SOLVER.BASE_LR": ABOVE_0,
+    "SOLVER.WARMUP_LR": ABOVE_0,
+    "SOLVER.META.BATCH_SIZE": AT_LEAST_1,
+}
+
+
 def validate_config(cfg: CN) -> None:
     """Refuse values and combinations that make no sense, before any data is loaded.
 
     Raises:
         InputError: naming the key, its value, and what is allowed.
     """
-    long_tail, solver, augment = cfg.MODEL.LONG_TAIL, cfg.SOLVER, cfg.AUGMENT
-    weights = long_tail.LOSS.CLASS_WEIGHTS
-    for key, value, allowed in [
-        ("DATA.NAME", cfg.DATA.NAME, DATASETS),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONES),
-        ("SAMPLER", cfg.SAMPLER, SAMPLERS),
-        ("MODEL.LONG_TAIL.LOSS.NAME", long_tail.LOSS.NAME, METHODS),
-        ("MODEL.LONG_TAIL.CLASSIFIER", long_tail.CLASSIFIER, CLASSIFIERS),
-        (
-            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
-            weights.NAME,
-            ("none", "inverse", "effective_number"),
-        ),
-    ]:
-        if value not in allowed:
-            raise InputError(f"{key} is {value!r}; choose one of {', '.join(allowed)}")
-    for key, value, holds, allowed in [
-        ("IMBALANCE", cfg.IMBALANCE, cfg.IMBALANCE >= 1, "1 (balanced) or more"),
-        ("SEED", cfg.SEED, 0 <= cfg.SEED < 2**32, "a number from 0 to 2^32 - 1"),
-        ("AUGMENT.CROP_PADDING", augment.CROP_PADDING, augment.CROP_PADDING >= 0, "0 or more"),
-        ("AUGMENT.CUTOUT", augment.CUTOUT, augment.CUTOUT >= 0, "0 or more"),
-        ("SOLVER.BATCH_SIZE", solver.BATCH_SIZE, solver.BATCH_SIZE >= 1, "1 or more"),
-        ("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "1 or more"),
-        (
-            "SOLVER.WARMUP_ITERS",
-            solver.WARMUP_ITERS,
-            0 <= solver.WARMUP_ITERS < solver.MAX_ITER,
-            "0 or more, less than SOLVER.MAX_ITER",
-        ),
-        ("SOLVER.BASE_LR", solver.BASE_LR, solver.BASE_LR > 0, "more than 0"),
-        ("SOLVER.WARMUP_LR", solver.WARMUP_LR, solver.WARMUP_LR > 0, "more than 0"),
-        ("SOLVER.META.BASE_LR", solver.META.BASE_LR, solver.META.BASE_LR > 0, "more than 0"),
-        (
-            "SOLVER.META.BATCH_SIZE",
-            solver.META.BATCH_SIZE,
-            solver.META.BATCH_SIZE >= 1,
-            "1 or more",
-        ),
-        (
-            "SOLVER.META.TEMPERATURE",
-            solver.META.TEMPERATURE,
-            solver.META.TEMPERATURE > 0,
-            "more than 0",
-        ),
-        (
-            "SOLVER.META.INITIAL_POWER",
-            solver.META.INITIAL_POWER,
-            solver.META.INITIAL_POWER >= 0,
-            "0 or more",
-        ),
-        *(
-            (
-                f"MODEL.LONG_TAIL.LOSS.{node}.START_ITER",
-                long_tail.LOSS[node].START_ITER,
-                long_tail.LOSS[node].START_ITER == 0,
-                "0: what is deferred follows Detectron2's trainer",
-            )
-            for node in ("CLASS_WEIGHTS", "MARGIN")
-        ),
-        (
-            "MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED",
-            long_tail.LOSS.FEDERATED.ENABLED,
-            not long_tail.LOSS.FEDERATED.ENABLED,
-            "False: an image has one label, and the classes it lacks are known",
-        ),
-        (
-            "MODEL.LONG_TAIL.DECOUPLE.ENABLED",
-            long_tail.DECOUPLE.ENABLED,
-            not long_tail.DECOUPLE.ENABLED or cfg.MODEL.WEIGHTS,
-            "False, or MODEL.WEIGHTS to the checkpoint of the first stage",
-        ),
-        (
-            "MODEL.LONG_TAIL.CLASSIFIER",
-            long_tail.CLASSIFIER,
-            long_tail.CLASSIFIER != "lws" or long_tail.DECOUPLE.ENABLED,
-            "'linear', or MODEL.LONG_TAIL.DECOUPLE.ENABLED to True: only a second stage has scales",
-        ),
-        (
-            "SAMPLER",
-            cfg.SAMPLER,
-            cfg.SAMPLER != "meta"
-            or (long_tail.DECOUPLE.ENABLED and long_tail.CLASSIFIER == "linear"),
-            "another sampler, or MODEL.LONG_TAIL.DECOUPLE.ENABLED to True and CLASSIFIER to "
-            "'linear': the Meta Sampler looks ahead of a linear classifier on fixed features",
-        ),
-        (
-            "MODEL.LONG_TAIL.LOSS.NAME",
-            long_tail.LOSS.NAME,
-            cfg.SAMPLER != "meta" or METHODS[long_tail.LOSS.NAME].activation in PLAIN_LOSSES,
-            "a loss over softmax or sigmoid, or SAMPLER to another than 'meta'",
-        ),
-        *(
-            (f"MODEL.LONG_TAIL.LOSS.{key}", value, holds(value), allowed)
-            for key, value, holds, allowed in loss_ranges(long_tail.LOSS)
-        ),
-    ]:
-        if not holds:
-            raise InputError(f"{key} is {value!r}; set it to {allowed}")
+    check_choices(cfg, _CHOICES)
+    check_ranges(cfg, LOSS_RANGES | META_RANGES | _RANGES)
+    long_tail = cfg.MODEL.LONG_TAIL
+    second_stage = long_tail.DECOUPLE.ENABLED
+    check(
+        cfg,
+        "SOLVER.WARMUP_ITERS",
+        0 <= cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER,
+        "0 or more, less than SOLVER.MAX_ITER",
+    )
+    for node in ("CLASS_WEIGHTS", "MARGIN"):
+        check(
+            cfg,
+            f"MODEL.LONG_TAIL.LOSS.{node}.START_ITER",
+            long_tail.LOSS[node].START_ITER == 0,
+            "0: what is deferred follows Detectron2's trainer",
+        )
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED",
+        not long_tail.LOSS.FEDERATED.ENABLED,
+        "False: an image has one label, and the classes it lacks are known",
+    )
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.DECOUPLE.ENABLED",
+        not second_stage or cfg.MODEL.WEIGHTS,
+        "False, or MODEL.WEIGHTS to the checkpoint of the first stage",
+    )
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.CLASSIFIER",
+        long_tail.CLASSIFIER != "lws" or second_stage,
+        "'linear', or MODEL.LONG_TAIL.DECOUPLE.ENABLED to True: only a second stage has scales",
+    )
+    check(
+        cfg,
+        "SAMPLER",
+        cfg.SAMPLER != "meta" or (second_stage and long_tail.CLASSIFIER == "linear"),
+        "another sampler, or MODEL.LONG_TAIL.DECOUPLE.ENABLED to True and CLASSIFIER to "
+        "'linear': the Meta Sampler looks ahead of a linear classifier on fixed features",
+    )
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.LOSS.NAME",
+        cfg.SAMPLER != "meta" or METHODS[long_tail.LOSS.NAME].activation in PLAIN_LOSSES,
+        "a loss over softmax or sigmoid, or SAMPLER to another than 'meta'",
+    )

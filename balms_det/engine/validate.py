@@ -3,10 +3,47 @@
 from detectron2.config import CfgNode
 
 from balms_det.calibration import POSTHOC_METHODS
-from balms_det.config_checks import loss_ranges
+from balms_det.config_checks import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    LOSS_RANGES,
+    META_RANGES,
+    Range,
+    check,
+    check_choices,
+    check_ranges,
+)
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.errors import InputError
 from balms_det.modeling import CLASSIFIERS, METHODS, PLAIN_LOSSES, PRECISIONS, is_within
+
+_CHOICES = {
+    "MODEL.LONG_TAIL.LOSS.NAME": METHODS,
+    "MODEL.LONG_TAIL.COUNT_BY": ("instances", "images"),
+    "MODEL.LONG_TAIL.LOSS.MARGIN.CONSTANT": ("keep", "drop"),
+    "MODEL.LONG_TAIL.LOSS.MARGIN.ROWS": ("foreground", "all"),
+    "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME": ("none", "inverse", "effective_number", "learned"),
+    "MODEL.LONG_TAIL.CLASSIFIER": CLASSIFIERS,
+    "MODEL.LONG_TAIL.MASK_CLASSIFIER": ("linear", "cosine"),
+    "MODEL.LONG_TAIL.POSTHOC.NAME": POSTHOC_METHODS,
+    "MODEL.LONG_TAIL.INFERENCE.PRECISION": PRECISIONS,
+    "DATALOADER.SAMPLER_TRAIN": (*DETECTRON2_SAMPLERS, *SAMPLERS),
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "SOLVER.META.LOSS": ("plain", "shifted"),
+    "TEST.LVIS_BACKEND": ("hotcoco", "lvis"),
+}
+_RANGES = {
+    "MODEL.LONG_TAIL.COSINE_TEMPERATURE": ABOVE_0,
+    "MODEL.LONG_TAIL.POSTHOC.STRENGTH": AT_LEAST_0,
+    "MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE": Range(
+        lambda size: size >= 1, "the number of images at a time, 1 or more"
+    ),
+    "SOLVER.META.FEATURES_PER_CLASS": AT_LEAST_1,
+    "MODEL.ROI_HEADS.NUM_CLASSES": Range(
+        lambda number: number >= 1, "the number of foreground classes, 1 or more"
+    ),
+}
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -15,125 +52,42 @@ def validate_config(cfg: CfgNode) -> None:
     Raises:
         InputError: naming the key, its value, and what is allowed.
     """
-    long_tail = cfg.MODEL.LONG_TAIL
-    loss = long_tail.LOSS
-    margin = loss.MARGIN
-    for key, value, allowed in [
-        ("MODEL.LONG_TAIL.LOSS.NAME", long_tail.LOSS.NAME, METHODS),
-        ("MODEL.LONG_TAIL.COUNT_BY", long_tail.COUNT_BY, ("instances", "images")),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.CONSTANT", margin.CONSTANT, ("keep", "drop")),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.ROWS", margin.ROWS, ("foreground", "all")),
-        (
-            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
-            loss.CLASS_WEIGHTS.NAME,
-            ("none", "inverse", "effective_number", "learned"),
-        ),
-        ("MODEL.LONG_TAIL.CLASSIFIER", long_tail.CLASSIFIER, CLASSIFIERS),
-        ("MODEL.LONG_TAIL.MASK_CLASSIFIER", long_tail.MASK_CLASSIFIER, ("linear", "cosine")),
-        ("MODEL.LONG_TAIL.POSTHOC.NAME", long_tail.POSTHOC.NAME, tuple(POSTHOC_METHODS)),
-        (
-            "DATALOADER.SAMPLER_TRAIN",
-            cfg.DATALOADER.SAMPLER_TRAIN,
-            (*DETECTRON2_SAMPLERS, *SAMPLERS),
-        ),
-        (
-            "MODEL.LONG_TAIL.INFERENCE.PRECISION",
-            long_tail.INFERENCE.PRECISION,
-            tuple(PRECISIONS),
-        ),
-        ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
-        ("SOLVER.META.LOSS", cfg.SOLVER.META.LOSS, ("plain", "shifted")),
-        ("TEST.LVIS_BACKEND", cfg.TEST.LVIS_BACKEND, ("hotcoco", "lvis")),
-    ]:
-        if value not in allowed:
-            raise InputError(f"{key} is {value!r}; choose one of {', '.join(allowed)}")
-    for key, value, holds, allowed in [
-        (
-            "MODEL.LONG_TAIL.LOSS.PRIOR_PROB",
-            long_tail.LOSS.PRIOR_PROB,
-            0 < long_tail.LOSS.PRIOR_PROB < 1,
-            "a probability between 0 and 1, both excluded",
-        ),
-        ("MODEL.LONG_TAIL.LOSS.MARGIN.TAU", margin.TAU, margin.TAU >= 0, "0 or more"),
-        (
-            "MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER",
-            margin.START_ITER,
-            margin.START_ITER >= 0,
-            "0 or more",
-        ),
-        *(
-            (f"MODEL.LONG_TAIL.LOSS.{key}", value, holds(value), allowed)
-            for key, value, holds, allowed in loss_ranges(loss)
-        ),
-        (
-            "MODEL.LONG_TAIL.COSINE_TEMPERATURE",
-            long_tail.COSINE_TEMPERATURE,
-            long_tail.COSINE_TEMPERATURE > 0,
-            "more than 0",
-        ),
-        (
-            "MODEL.LONG_TAIL.POSTHOC.STRENGTH",
-            long_tail.POSTHOC.STRENGTH,
-            long_tail.POSTHOC.STRENGTH >= 0,
-            "0 or more",
-        ),
-        (
-            "MODEL.LONG_TAIL.POSTHOC.NAME",
-            long_tail.POSTHOC.NAME,
-            long_tail.POSTHOC.NAME == "none" or cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"),
-            "'none', or MODEL.ROI_HEADS.NAME to LongTailROIHeads or LongTailCascadeROIHeads",
-        ),
-        (
-            "MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE",
-            long_tail.INFERENCE.BATCH_SIZE,
-            long_tail.INFERENCE.BATCH_SIZE >= 1,
-            "the number of images at a time, 1 or more",
-        ),
-        (
-            "MODEL.LONG_TAIL.INFERENCE.PRECISION",
-            long_tail.INFERENCE.PRECISION,
-            long_tail.INFERENCE.PRECISION != "float16" or cfg.MODEL.DEVICE != "cpu",
-            "'float32' or 'bfloat16' on a CPU, where few operations have 'float16'",
-        ),
-        (
-            "DATALOADER.REPEAT_THRESHOLD",
-            cfg.DATALOADER.REPEAT_THRESHOLD,
-            "RepeatFactor" not in cfg.DATALOADER.SAMPLER_TRAIN
-            or cfg.DATALOADER.REPEAT_THRESHOLD > 0,
-            f"more than 0 (LVIS: 0.001), or {cfg.DATALOADER.SAMPLER_TRAIN} repeats nothing",
-        ),
-        *(
-            (f"SOLVER.META.{key}", cfg.SOLVER.META[key], holds(cfg.SOLVER.META[key]), allowed)
-            for key, holds, allowed in (
-                ("BASE_LR", lambda lr: lr > 0, "more than 0"),
-                ("INITIAL_POWER", lambda power: power >= 0, "0 or more"),
-                ("TEMPERATURE", lambda temperature: temperature > 0, "more than 0"),
-                ("FEATURES_PER_CLASS", lambda number: number >= 1, "1 or more"),
-            )
-        ),
-        (
-            "MODEL.ROI_HEADS.NUM_CLASSES",
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES >= 1,
-            "the number of foreground classes, 1 or more",
-        ),
-    ]:
-        if not holds:
-            raise InputError(f"{key} is {value!r}; set it to {allowed}")
+    check_choices(cfg, _CHOICES)
+    check_ranges(cfg, LOSS_RANGES | META_RANGES | _RANGES)
+    long_tail, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.POSTHOC.NAME",
+        long_tail.POSTHOC.NAME == "none" or heads.startswith("LongTail"),
+        "'none', or MODEL.ROI_HEADS.NAME to LongTailROIHeads or LongTailCascadeROIHeads",
+    )
+    check(
+        cfg,
+        "MODEL.LONG_TAIL.INFERENCE.PRECISION",
+        long_tail.INFERENCE.PRECISION != "float16" or cfg.MODEL.DEVICE != "cpu",
+        "'float32' or 'bfloat16' on a CPU, where few operations have 'float16'",
+    )
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    check(
+        cfg,
+        "DATALOADER.REPEAT_THRESHOLD",
+        "RepeatFactor" not in sampler or cfg.DATALOADER.REPEAT_THRESHOLD > 0,
+        f"more than 0 (LVIS: 0.001), or {sampler} repeats nothing",
+    )
     _validate_decouple(cfg)
     _validate_meta(cfg)
-    if loss.FEDERATED.ENABLED:
+    if long_tail.LOSS.FEDERATED.ENABLED:
         _validate_federated(cfg)
     if long_tail.MASK_CLASSIFIER == "cosine" and cfg.MODEL.ROI_MASK_HEAD.NAME != "LongTailMaskHead":
         raise InputError(
             "MODEL.LONG_TAIL.MASK_CLASSIFIER is 'cosine', which MODEL.ROI_MASK_HEAD.NAME "
             f"{cfg.MODEL.ROI_MASK_HEAD.NAME!r} does not have; set that to 'LongTailMaskHead'"
         )
-    if cfg.MODEL.ROI_HEADS.NAME.startswith("LongTail"):
+    if heads.startswith("LongTail"):
         for key in ("USE_FED_LOSS", "USE_SIGMOID_CE"):
             if cfg.MODEL.ROI_BOX_HEAD.get(key, False):
                 raise InputError(
-                    f"MODEL.ROI_BOX_HEAD.{key} is True, but {cfg.MODEL.ROI_HEADS.NAME} takes its "
+                    f"MODEL.ROI_BOX_HEAD.{key} is True, but {heads} takes its "
                     "loss from MODEL.LONG_TAIL.LOSS; set it to False"
                 )
 
