@@ -61,12 +61,18 @@ def sgd_step(
     return parameter - lr * (gradient + momentum * velocity if nesterov else velocity)
 
 
-def logit_gradients(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """(R, C) gradient of the scalar ``loss(logits)``; no graph of the logits is needed or kept."""
+def loss_and_logit_gradients(
+    loss: Callable[[Tensor], Tensor], logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The scalar ``loss(logits)`` and its (R, C) gradient.
+
+    No graph of the logits is needed or kept.
+    """
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
-    return gradient
+        value = loss(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
 
 
 def head_gradient(features: Tensor, row_gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +80,7 @@ def head_gradient(features: Tensor, row_gradients: Tensor) -> tuple[Tensor, Tens
 
     Args:
         features: (R, D), the layer's inputs.
-        row_gradients: (R, C) of a scalar loss, from :func:`logit_gradients`.
+        row_gradients: (R, C) of a scalar loss, from :func:`loss_and_logit_gradients`.
 
     Returns:
         (C, D) at the weight and (C,) at the bias.

@@ -15,7 +15,7 @@ from balms_det.bilevel import (
     head_gradient,
     initial_rate_logits,
     log_weight_gradients,
-    logit_gradients,
+    loss_and_logit_gradients,
     reweighter_rate_gradient,
     reweighter_weights,
     sampler_rate_gradient,
@@ -107,7 +107,7 @@ class Problem:
         """What the package computes for the training loss with these row weights."""
         logits = F.linear(self.features, *self.theta)
         num_rows = max(len(logits), 1)
-        row_gradients = logit_gradients(
+        _, row_gradients = loss_and_logit_gradients(
             lambda z: (self.row_losses(z) * weights).sum() / num_rows, logits
         )
         gradients = head_gradient(self.features, row_gradients)
@@ -115,7 +115,7 @@ class Problem:
             sgd_step(t, g, v, **self.sgd)
             for t, g, v in zip(self.theta, gradients, self.buffers, strict=True)
         ]
-        meta_errors = logit_gradients(
+        _, meta_errors = loss_and_logit_gradients(
             lambda z: self.plain(z, self.meta_classes, reduction="proposals"),
             F.linear(self.meta_features, *stepped),
         )

@@ -18,7 +18,7 @@ from balms_det.bilevel import (
     head_gradient,
     initial_rate_logits,
     log_weight_gradients,
-    logit_gradients,
+    loss_and_logit_gradients,
     sampler_rate_gradient,
 )
 from balms_det.losses import balanced_softmax_loss
@@ -75,7 +75,7 @@ def tail_tilt(seed, *, initial_power, learn):
         with torch.no_grad():
             meta_classes = torch.randint(K, (BATCH,), generator=data.generator)
             meta_features = data.batch_of(meta_classes)
-            errors = logit_gradients(
+            _, errors = loss_and_logit_gradients(
                 lambda z, y=meta_classes: F.cross_entropy(z, y), head(meta_features)
             )
             rows = log_weight_gradients(

@@ -11,7 +11,7 @@ from balms_det.benchmark.measure import Comparison
 from balms_det.bilevel import (
     head_gradient,
     log_weight_gradients,
-    logit_gradients,
+    loss_and_logit_gradients,
     reweighter_rate_gradient,
     reweighter_weights,
     sgd_step,
@@ -68,13 +68,13 @@ def meta_step(
 
     def training_step() -> tuple[Tensor, list[Tensor]]:
         weights = reweighter_weights(gt, rate_logits)
-        row_gradients = logit_gradients(
+        _, row_gradients = loss_and_logit_gradients(
             lambda logits: training_loss(logits, weights), F.linear(inputs, *theta)
         )
         return row_gradients, stepped(theta, head_gradient(inputs, row_gradients))
 
     def meta_gradient(row_gradients: Tensor, after: list[Tensor]) -> Tensor:
-        errors = logit_gradients(
+        _, errors = loss_and_logit_gradients(
             lambda logits: sigmoid_loss(logits, meta_gt), F.linear(meta_inputs, *after)
         )
         rows = log_weight_gradients(

@@ -154,7 +154,7 @@ class MetaSampler(nn.Module):
         """
         features, row_gradients, labels = batch
         meta_features, meta_labels = meta_batch
-        meta_row_gradients = bilevel.logit_gradients(
+        _, meta_row_gradients = bilevel.loss_and_logit_gradients(
             lambda logits: meta_loss(logits, meta_labels), head(meta_features)
         )
         per_draw = bilevel.log_weight_gradients(

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,12 +32,13 @@ from balms_det.bilevel import (
     class_means,
     head_gradient,
     log_weight_gradients,
-    logit_gradients,
+    loss_and_logit_gradients,
     reweighter_rate_gradient,
     sampler_rate_gradient,
 )
 from balms_det.class_stats import ClassStats
 from balms_det.data import MetaTrainingSampler, build_train_loader, sampler_of
+from balms_det.figures import save_figure
 from balms_det.modeling import METHODS, PLAIN_LOSSES, Criterion, LongTailPredictor
 
 # Iterations between two histograms of the rates, as between the trainer's other records.
@@ -371,7 +371,9 @@ class MetaLearning(HookBase):
             features = features.float()
             layer = predictor.cls_score
             logits = F.linear(features, layer.weight, layer.bias)
-            errors = logit_gradients(lambda z, y=gt_classes, f=meta_loss: f(z, y), logits)
+            loss, errors = loss_and_logit_gradients(
+                lambda z, y=gt_classes, f=meta_loss: f(z, y), logits
+            )
             weight, bias = head_gradient(features, errors)
             meta_gradient = (
                 _mean_over_processes(weight, weight.device),
@@ -385,7 +387,7 @@ class MetaLearning(HookBase):
                     **self._step_of(layer.weight),
                 )
             )
-            losses.append(meta_loss(logits, gt_classes))
+            losses.append(loss)
         gradient = self._rates.gradient(self._recorder, rows)
         self._rates.rate_logits.grad = _mean_over_processes(gradient, rows[0].device)
         self._optimizer.step()
@@ -443,12 +445,11 @@ def plot_rates(rates: Tensor, stats: ClassStats, path: str) -> None:
         path: of the picture.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(stats.image_counts, rates.numpy(), ".", markersize=4)
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlabel="training images with the class", ylabel="learned rate", ylim=(0, 1))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def build_meta_learning(cfg: Any, model: nn.Module, train_loader: Any) -> MetaLearning | None:
