@@ -1,9 +1,10 @@
 """Reading annotation files in LVIS or COCO format: the structure is checked here, and only here."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import orjson
 
@@ -134,8 +135,20 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
+    with opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file `path`, opened to read its bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
         raise InputError(
             f"{path}: the file cannot be read ({error.strerror}); check the path"

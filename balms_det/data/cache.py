@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 import orjson
 from detectron2.structures import BoxMode
-from iopath.common.file_io import file_lock
+from filelock import FileLock
 from torch.utils.data import ConcatDataset
 
-from balms_det.annotation_file import AnnotationFile, parse_json, read_bytes
+from balms_det.annotation_file import AnnotationFile, opened, parse_json, read_bytes
 from balms_det.atomic_file import atomic_file
 from balms_det.class_stats import ClassStats, IntArray
 from balms_det.data.dataset_dicts import load_dataset_dicts
@@ -197,13 +197,8 @@ def _cache_path(digest: "hashlib._Hash") -> Path:
 
 
 def _digest(path: str | os.PathLike[str]) -> "hashlib._Hash":
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256")
-    except OSError as error:
-        raise InputError(
-            f"{path}: the file cannot be read ({error.strerror}); check the path"
-        ) from error
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def _open(path: Path) -> AnnotationCache | None:
@@ -242,7 +237,7 @@ def _building(folder: Path) -> Iterator[None]:
     """Holds a lock that one process at a time can have, so that only one of them builds."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(folder / "build")):
+        with FileLock(folder / "build.lock"):
             for leftover in folder.glob(".*.partial"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             yield
