@@ -23,9 +23,12 @@ PURE = {
     "config_checks",
     "dataset_check",
     "errors",
+    "figures",
     "garbage",
     "losses",
+    "markdown",
     "peer_losses",
+    "provenance",
     "repeat_factors",
     "synthetic",
 }

@@ -221,7 +221,7 @@ def stored(**changes):
 
 
 def test_a_table_gives_what_was_measured():
-    text = report.markdown([stored(), stored(classes=5, sizes={"classes": 5, "proposals": 1000})])
+    text = report.table([stored(), stored(classes=5, sizes={"classes": 5, "proposals": 1000})])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
     assert rows[0] == [
         "work", "classes", "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff.",
@@ -236,7 +236,7 @@ def test_a_table_gives_what_was_measured():
 
 
 def test_a_size_that_a_work_does_not_have_is_a_dash():
-    rows = report.markdown([stored(), stored(sizes={"classes": 80})]).splitlines()
+    rows = report.table([stored(), stored(sizes={"classes": 80})]).splitlines()
     assert rows[2].startswith("| box_selection | 1,000 |")
     assert rows[3].startswith("| box_selection | - |")
 
@@ -245,11 +245,11 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero():
     nothing = dict.fromkeys(
         ["peer_s", "ratio", "peer_range_s", "ours_peak_mb", "peer_peak_mb", "max_abs_diff"]
     )
-    row = report.markdown([stored(**nothing)]).splitlines()[2]
+    row = report.table([stored(**nothing)]).splitlines()[2]
     assert row.count("| - ") == 5
     failed = stored(**nothing, peer_error="out of memory")
-    assert "| out of memory |" in report.markdown([failed])
-    part = report.markdown([stored(peer_part=0.1)])
+    assert "| out of memory |" in report.table([failed])
+    part = report.table([stored(peer_part=0.1)])
     assert "detectron2 did 0.1 of the work; its time is scaled to the whole." in part
 
 

@@ -13,6 +13,7 @@ from balms_det.classification import report
 from balms_det.classification.results import changed_settings, load_runs, run_file
 from balms_det.config import config_file
 from balms_det.errors import InputError
+from balms_det.figures import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"
@@ -98,10 +99,13 @@ def test_one_seed_has_no_spread():
 
 
 def test_a_plot_has_a_panel_for_each_method_that_was_run(tmp_path, monkeypatch):
-    from matplotlib import pyplot as plt
-
     shown = []
-    monkeypatch.setattr(plt, "close", lambda figure: shown.append(figure))
+
+    def save(figure, path):
+        shown.append(figure)
+        save_figure(figure, path)
+
+    monkeypatch.setattr(report, "save_figure", save)
     path = tmp_path / "plot.png"
     report.plot_marginals(MADE_UP, ("softmax", "lws", "balms", "cbs"), (100, 10), path)
     assert path.stat().st_size > 0

@@ -62,14 +62,14 @@ def _class_lines(stats: ClassStats, indices: np.ndarray) -> list[str]:
 
 def plot_long_tail(stats: ClassStats, path: str) -> None:
     """Draw image counts as bars and instance counts as dots, the most frequent class first."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from balms_det.figures import save_figure
 
     order = np.argsort(-stats.image_counts, kind="stable")
     groups = np.array(stats.groups)[order]
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
     for group, (name, color) in GROUPS.items():
         rank = np.flatnonzero(groups == group)
         if len(rank):
@@ -85,15 +85,7 @@ def plot_long_tail(stats: ClassStats, path: str) -> None:
     axes.set_title(f"{stats.num_classes} classes in {stats.num_images} images")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: the plot cannot be written ({error}); give a .png, .svg or .pdf in a folder "
-            "that exists"
-        ) from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

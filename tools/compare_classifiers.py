@@ -31,7 +31,7 @@ from balms_det.classification.results import load_runs, run_file, store_run
 from balms_det.config import config_file
 from balms_det.engine import run_tool
 from balms_det.errors import InputError
-from balms_det.evaluation.report import replace_block
+from balms_det.markdown import replace_block
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"

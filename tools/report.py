@@ -20,12 +20,14 @@ from typing import Any
 
 import orjson
 
+from balms_det import markdown
 from balms_det.atomic_file import atomic_file
 from balms_det.benchmark import report as benchmark_report
 from balms_det.engine import run_tool
 from balms_det.errors import InputError
-from balms_det.evaluation.report import METRICS, replace_block
-from balms_det.evidence.record import machine, training_history, training_seconds, versions
+from balms_det.evaluation.report import METRICS
+from balms_det.evidence.record import training_history, training_seconds
+from balms_det.provenance import describe, environment
 
 
 def load_run(path: Path) -> dict[str, Any]:
@@ -50,29 +52,24 @@ def load_run(path: Path) -> dict[str, Any]:
         "results": orjson.loads(results.read_bytes()),
         "iterations": 1 + history[-1]["iteration"],
         "minutes_of_training": round(training_seconds(history) / 60, 1),
-        "machine": machine(),
-        "versions": versions(),
+        **environment(),
     }
 
 
-def markdown(runs: Sequence[dict[str, Any]]) -> str:
-    """A table with a row for each run and task, and a line on how each was made."""
-    lines = [
-        "| run | task | " + " | ".join(METRICS) + " |",
-        "| --- | --- |" + " ---: |" * len(METRICS),
+def trained_table(runs: Sequence[dict[str, Any]]) -> str:
+    """A row for each run and task, and below it a line on how each was made."""
+    rows = [
+        [run["name"], task, *("-" if scores[m] < 0 else f"{scores[m]:.1f}" for m in METRICS)]
+        for run in runs
+        for task, scores in run["results"].items()
     ]
-    for run in runs:
-        for task, metrics in run["results"].items():
-            cells = ("-" if metrics[m] < 0 else f"{metrics[m]:.1f}" for m in METRICS)
-            lines.append(f"| {run['name']} | {task} | " + " | ".join(cells) + " |")
-    lines.append("")
-    for run in runs:
-        versions = ", ".join(" ".join(item) for item in run["versions"].items())
-        lines.append(
-            f"{run['name']}: {run['iterations']} iterations, {run['minutes_of_training']} minutes "
-            f"of training; {run['machine']}; {versions}."
-        )
-    return "\n".join(lines)
+    made = [
+        f"{run['name']}: {run['iterations']} iterations, {run['minutes_of_training']} minutes "
+        f"of training; {describe(run)}."
+        for run in runs
+    ]
+    table = markdown.table(["run", "task", *METRICS], rows, left=(0, 1))
+    return "\n".join([table, "", *made])
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -80,8 +77,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     measured = [record for run in runs for record in run.get("records", [])]
     trained = [run for run in runs if "records" not in run]
     tables = [
-        *([benchmark_report.markdown(measured)] if measured else []),
-        *([markdown(trained)] if trained else []),
+        *([benchmark_report.table(measured)] if measured else []),
+        *([trained_table(trained)] if trained else []),
     ]
     return "\n\n".join(tables)
 
@@ -109,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.into:
         text = args.into.read_text(encoding="utf-8")
         for run in runs:
-            text = replace_block(text, run["name"], table([run]))
+            text = markdown.replace_block(text, run["name"], table([run]))
         with atomic_file(args.into) as file:
             file.write(text.encode())
     else:

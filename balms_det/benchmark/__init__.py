@@ -8,11 +8,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from balms_det.benchmark.annotations import dataset_load, dataset_stats, lvis_evaluation
 from balms_det.benchmark.detector import box_selection, image, mask_head, train_step
 from balms_det.benchmark.losses import loss_step
-from balms_det.benchmark.measure import Comparison, environment, measure
+from balms_det.benchmark.measure import Comparison, measure
 from balms_det.benchmark.meta import meta_step
+from balms_det.provenance import environment
 
 __all__ = ["WORKS", "Comparison", "records", "sizes_of"]
 
@@ -62,5 +65,5 @@ def records(
             "peer": comparison.peer_name,
             **measure(comparison, device=device, repeat=repeat),
             "sizes": {**chosen, **comparison.sizes},
-            **environment(device),
+            **environment(device, torch.get_num_threads()),
         }

@@ -1,5 +1,6 @@
 """Works of the detector: parts of it, a whole image, a training step; the peer is Detectron2."""
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -23,11 +24,12 @@ from balms_det.benchmark.inputs import (
     class_stats,
     image_with_proposals,
     model_config,
-    models,
+    our_model,
     photograph,
     propose_objects,
     seeded,
     spread_scores,
+    stock_model,
 )
 from balms_det.benchmark.measure import Comparison
 from balms_det.modeling import (
@@ -35,6 +37,7 @@ from balms_det.modeling import (
     LongTailPredictor,
     criterion_from_options,
     prepared_for_inference,
+    use_winograd,
 )
 
 SCORE_THRESHOLD = 0.0001  # as in configs/base_lvis.yaml
@@ -109,7 +112,18 @@ def mask_head(device: str, *, classes: int = 1203, detections: int = 300) -> Ite
         with torch.inference_mode():
             return head(features, [found])[0].pred_masks
 
-    yield Comparison("detectron2", lambda: masks(ours), lambda: masks(stock), largest_difference)
+    heads = {"defaults": ours}
+    if torch.device(device).type == "cpu":
+        heads["fast convolutions"] = copy.deepcopy(ours)
+        use_winograd(heads["fast convolutions"])
+    for variant, head in heads.items():
+        yield Comparison(
+            "detectron2",
+            partial(masks, head),
+            partial(masks, stock),
+            largest_difference,
+            variant=variant,
+        )
 
 
 def image(
@@ -135,7 +149,8 @@ def image(
         device, classes,
         "MODEL.RPN.POST_NMS_TOPK_TEST", proposals, "TEST.DETECTIONS_PER_IMAGE", detections,
     )  # fmt: skip
-    stock, ours = models(cfg, "softmax")
+    ours = our_model(cfg, "softmax")
+    stock = stock_model(cfg, ours)
     inputs = photograph(side)
     for model in (stock, ours):
         model.eval()
@@ -194,8 +209,8 @@ def train_step(
             "MODEL.RPN.POST_NMS_TOPK_TRAIN", proposals, "MODEL.LONG_TAIL.STATS_FILE", stats,
         )  # fmt: skip
         batch = [annotated(photograph(side, seed), classes, seed) for seed in range(images)]
-        stock, softmax = models(cfg, "softmax")
-        _, balanced_sigmoid = models(cfg, "balanced_sigmoid")
+        softmax, balanced_sigmoid = (our_model(cfg, n) for n in ("softmax", "balanced_sigmoid"))
+        stock = stock_model(cfg, softmax)
         for model in (stock, softmax, balanced_sigmoid):
             propose_objects(model)
         # Detectron2's mixed precision, SOLVER.AMP, is for GPUs.

@@ -105,8 +105,8 @@ def model_config(device: str, classes: int, *opts: Any) -> CfgNode:
     return load_config(argparse.Namespace(config_file=path, opts=opts, dataset=[]))
 
 
-def models(cfg: CfgNode, loss: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Detectron2's model and ours, whose parameters of the same name and shape are the same."""
+def our_model(cfg: CfgNode, loss: str) -> torch.nn.Module:
+    """A detector with that loss, randomly initialised."""
     cfg = cfg.clone()
     cfg.MODEL.LONG_TAIL.LOSS.NAME = loss
     torch.manual_seed(0)
@@ -115,13 +115,19 @@ def models(cfg: CfgNode, loss: str) -> tuple[torch.nn.Module, torch.nn.Module]:
         # Random residual branches, each adding up, would let the activations grow without bound.
         if name.endswith("conv3.norm.weight"):
             buffer.fill_(0.2)
+    return ours
+
+
+def stock_model(cfg: CfgNode, ours: torch.nn.Module) -> torch.nn.Module:
+    """Detectron2's detector, its parameters those of `ours` of the same name and shape."""
+    cfg = cfg.clone()
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
     stock = build_model(cfg)
     shapes = {name: value.shape for name, value in stock.state_dict().items()}
     state = {n: v for n, v in ours.state_dict().items() if v.shape == shapes.get(n)}
     stock.load_state_dict(state, strict=False)
-    return stock, ours
+    return stock
 
 
 def propose_objects(model: torch.nn.Module) -> None:

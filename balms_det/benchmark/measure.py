@@ -7,23 +7,16 @@ touches both alike; what is compared is their medians.
 import ctypes
 import gc
 import math
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-PACKAGES = (
-    "torch", "torchvision", "detectron2", "hotcoco", "lvis", "faster-coco-eval", "mmdet", "numpy",
-)  # fmt: skip
 
 _PROC = Path("/proc/self")
 _MB = 1024 * 1024
@@ -120,11 +113,6 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
     if error:
         record["peer_error"] = error
     return record
-
-
-def environment(device: str) -> dict[str, Any]:
-    """The machine, without its name, and the versions that take part in a measurement."""
-    return {"machine": _machine(device), "versions": _versions()}
 
 
 class _Side:
@@ -233,32 +221,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(part in str(error) for part in ("can't allocate memory", "bad_alloc"))
 
 
-def _machine(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = [
-        line.partition(":")[2].strip()
-        for line in _read(Path("/proc/cpuinfo")).splitlines()
-        if line.startswith("model name")
-    ]
-    model = models[0] if models else platform.machine()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
-    vectors = torch.backends.cpu.get_cpu_capability()
-    return (
-        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {vectors}, "
-        f"{torch.get_num_threads()} threads"
-    )
-
-
 def _read(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # an optional peer
-    return found

@@ -4,34 +4,38 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from balms_det import markdown
 from balms_det.errors import InputError
+from balms_det.figures import save_figure
+from balms_det.provenance import describe_versions
 
 Record = Mapping[str, Any]
 
 
-def markdown(records: Sequence[Record]) -> str:
+def table(records: Sequence[Record]) -> str:
     """A table with a row for each record, and below it machine, versions and commands."""
     varied = [name for name in _sizes(records) if len({r["sizes"].get(name) for r in records}) > 1]
     headers = ["work", *varied, "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff."]
-    lines = [_row(headers), _row(["---", *["---:"] * len(varied), "---", *["---:"] * 6])]
+    rows = []
     for record in records:
         name = ", ".join(part for part in (record["work"], record["variant"]) if part)
-        lines.append(
-            _row(
-                [
-                    name if record["dtype"] == "float32" else f"{name}, {record['dtype']}",
-                    *(_cell(record["sizes"].get(size), ",") for size in varied),
-                    record["peer"],
-                    _seconds(record, "ours"),
-                    _seconds(record, "peer"),
-                    _cell(record["ratio"], ".3g"),
-                    _cell(record["ours_peak_mb"], ".0f"),
-                    _cell(record["peer_peak_mb"], ".0f"),
-                    _cell(record["max_abs_diff"], ".1e", zero="0"),
-                ]
-            )
+        rows.append(
+            [
+                name if record["dtype"] == "float32" else f"{name}, {record['dtype']}",
+                *(_cell(record["sizes"].get(size), ",") for size in varied),
+                record["peer"],
+                _seconds(record, "ours"),
+                _seconds(record, "peer"),
+                _cell(record["ratio"], ".3g"),
+                _cell(record["ours_peak_mb"], ".0f"),
+                _cell(record["peer_peak_mb"], ".0f"),
+                _cell(record["max_abs_diff"], ".1e", zero="0"),
+            ]
         )
-    return "\n".join([*lines, "", *_circumstances(records)])
+    lines = markdown.table(headers, rows, left=(0, headers.index("peer")))
+    return "\n".join([lines, "", *_circumstances(records)])
 
 
 def plot_scaling(records: Sequence[Record], path: str) -> None:
@@ -40,11 +44,6 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
     Raises:
         InputError: no size takes several values, or the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     size = next(
         (n for n in ("classes", "proposals") if len({r["sizes"].get(n) for r in records}) > 1), None
     )
@@ -57,9 +56,8 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
     for record in records:
         if size in record["sizes"]:
             series[record["work"], record["variant"]].append(record)
-    figure, axes = plt.subplots(
-        2, len(series), figsize=(3.4 * len(series), 5.6), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.4 * len(series), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(series), squeeze=False)
     for column, ((work, variant), measured) in zip(axes.T, series.items(), strict=True):
         measured.sort(key=lambda record: record["sizes"][size])
         for row, (quantity, label) in zip(
@@ -79,15 +77,7 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
             row.spines[["top", "right"]].set_visible(False)
         column[0].set_title(f"{work}\n{variant}", fontsize=10)
         column[0].legend(frameon=False, fontsize=8)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: the plot cannot be written ({error}); give a .png, .svg or .pdf in a folder "
-            "that exists"
-        ) from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def _sizes(records: Sequence[Record]) -> list[str]:
@@ -113,9 +103,7 @@ def _circumstances(records: Sequence[Record]) -> list[str]:
         lines.append(f"{peer} did {part:.3g} of the work; its time is scaled to the whole.")
     for machine in dict.fromkeys(record["machine"] for record in records):
         lines.append(f"{machine}.")
-    for versions in dict.fromkeys(
-        ", ".join(" ".join(item) for item in record["versions"].items()) for record in records
-    ):
+    for versions in dict.fromkeys(map(describe_versions, records)):
         lines.append(f"{versions}.")
     commands = dict.fromkeys(record["command"] for record in records)
     return [" ".join(lines), "", "```", *commands, "```"]
@@ -135,7 +123,3 @@ def _cell(value: float | None, form: str, zero: str | None = None) -> str:
     if value is None:
         return "-"
     return zero if zero is not None and value == 0 else f"{value:{form}}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

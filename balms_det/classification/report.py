@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
+from balms_det import markdown
 from balms_det.classification.evaluate import tail_share
+from balms_det.figures import save_figure
+from balms_det.provenance import describe
 
 Run = dict[str, Any]
 # Published accuracies by imbalance (as in JSON, a string) and method.
@@ -79,13 +83,12 @@ def comparison_table(
     runs: Sequence[Run], methods: Sequence[str], imbalances: Sequence[int], published: Published
 ) -> str:
     """Markdown: a row for each method that was run or published, columns for each imbalance."""
-    headers, rules = ["method"], ["---"]
+    headers = ["method"]
     for imbalance in imbalances:
         columns = [f"IF {imbalance}", "− softmax", "tail"] if runs else []
         columns += [f"published, IF {imbalance}"] if published else []
         headers += columns
-        rules += ["---:"] * len(columns)
-    lines = [_row(headers), _row(rules)]
+    rows = []
     for method in methods:
         cells = [f"`{method}`"]
         for imbalance in imbalances:
@@ -95,8 +98,8 @@ def comparison_table(
                 value = published.get(str(imbalance), {}).get(method)
                 cells.append("" if value is None else f"{value:.1f}")
         if any(cells[1:]):
-            lines.append(_row(cells))
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown.table(headers, rows)
 
 
 def _measured(runs: Sequence[Run], method: str, imbalance: int) -> list[str]:
@@ -119,10 +122,6 @@ def _signed(sample: Sample) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def provenance(runs: Sequence[Run]) -> str:
     """A sentence on how many runs there are, their class counts, and how they were made."""
     seeds = len({run["seed"] for run in runs})
@@ -133,30 +132,26 @@ def provenance(runs: Sequence[Run]) -> str:
         "the smallest"
         for imbalance, n in sorted(counts.items(), reverse=True)
     )
-    versions = ", ".join(" ".join(item) for item in runs[0]["versions"].items())
     return (
         f"{len(runs)} runs, {seeds} seed{'s' if seeds > 1 else ''}. {classes}. {minutes:.0f} "
-        f"minutes of training in all; {runs[0]['machine']}; {versions}."
+        f"minutes of training in all; {describe(runs[0])}."
     )
 
 
 def throughput_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of the records that tools/classifier_throughput.py writes."""
-    lines = [
-        _row(["loop", "ours, images/s", "torchvision's, images/s", "ratio"]),
-        _row(["---", "---:", "---:", "---:"]),
-    ]
+    rows = []
     for record in records:
         images = record["images"]
         ours, peer = images / record["ours_s"], images / record["peer_s"]
-        lines.append(_row([record["work"], f"{ours:.0f}", f"{peer:.0f}", f"{record['ratio']:.1f}"]))
+        rows.append([record["work"], f"{ours:.0f}", f"{peer:.0f}", f"{record['ratio']:.1f}"])
     first = records[0]
-    versions = ", ".join(" ".join(item) for item in first["versions"].items())
     made = (
-        f"{first['repeat']} repetitions in turn, medians; {first['peer']}; {first['device']}, "
-        f"{first['cores']} cores, load average {first['load_average']}; {versions}."
+        f"{first['repeat']} repetitions in turn, medians; {first['peer']}; "
+        f"load average {first['load_average']}; {describe(first)}."
     )
-    return "\n".join([*lines, "", made])
+    headers = ["loop", "ours, images/s", "torchvision's, images/s", "ratio"]
+    return "\n\n".join([markdown.table(headers, rows), made])
 
 
 def plot_marginals(
@@ -166,23 +161,11 @@ def plot_marginals(
 
     The line is the mean over seeds, the band their range; a balanced test set has the dashed line.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [m for m in methods if any(run["method"] == m for run in runs)]
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(2.1 * columns + 0.6, 1.9 * rows + 0.7),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(2.1 * columns + 0.6, 1.9 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colors = ("#08519c", "#3182bd", "#9ecae1")  # the darker the longer the tail
     for axes, method in zip(grid.flat, shown, strict=False):
         for color, imbalance in zip(colors, sorted(imbalances, reverse=True), strict=False):
@@ -206,5 +189,4 @@ def plot_marginals(
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     figure.supxlabel("class, the most frequent first", fontsize=8)
     figure.supylabel("marginal likelihood of the label, %", fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    save_figure(figure, path)

@@ -3,20 +3,17 @@
 A run is known by its suite (``digits_lt``), method (``balms``), imbalance and seed.
 """
 
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 
 from balms_det.atomic_file import atomic_file
 from balms_det.classification.config import default_config
 from balms_det.classification.evaluate import Evaluation
 from balms_det.classification.trainer import Trainer
-
-_PACKAGES = ("torch", "torchvision", "numpy")
+from balms_det.provenance import environment
 
 
 def run_file(folder: Path, suite: str, method: str, imbalance: int, seed: int) -> Path:
@@ -38,8 +35,7 @@ def store_run(path: Path, suite: str, method: str, trainer: Trainer, results: Ev
         "iterations": trainer.iteration,
         "seconds_of_training": round(trainer.seconds, 1),
         "settings": changed_settings(cfg),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {cfg.DEVICE}",
-        "versions": {package: version(package) for package in _PACKAGES},
+        **environment(cfg.DEVICE, torch.get_num_threads()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:

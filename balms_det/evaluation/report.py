@@ -1,12 +1,9 @@
 """Evaluation results as readable tables; a value that does not exist is shown as "-"."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
-
-from balms_det.errors import InputError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -51,24 +48,6 @@ def format_per_class(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     headers = ["class", "group", "training images", *(f"{task} AP" for task in tasks)]
     return f"{summary}\n\n{_table(headers, rows)}"
-
-
-def replace_block(document: str, name: str, content: str) -> str:
-    """`document` with `content` between the markers of `name`.
-
-    The markers are the comments ``<!-- report: name -->`` and ``<!-- /report -->``.
-
-    Raises:
-        InputError: the markers are not there.
-    """
-    pattern = re.compile(rf"(<!-- report: {re.escape(name)} -->\n).*?(<!-- /report -->)", re.DOTALL)
-    replaced, count = pattern.subn(lambda m: f"{m[1]}\n{content}\n\n{m[2]}", document)
-    if count != 1:
-        raise InputError(
-            f"the document has {count} blocks <!-- report: {name} --> ... <!-- /report -->, "
-            "expected one; add the two comments where the table shall stand"
-        )
-    return replaced
 
 
 def _format_groups(records: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from balms_det.calibration import Calibration
 from balms_det.errors import InputError
 from balms_det.evaluation.lvis import LVISEvaluator
 from balms_det.evaluation.predictions import ImagePredictions
+from balms_det.figures import save_figure
 
 PLOTTED = ("AP", "APr", "APc", "APf")
 
@@ -77,7 +77,6 @@ def plot_sweep(
     """
     tasks = [key for key in records[0] if key != "strength"]
     figure = Figure(figsize=(4.5 * len(tasks), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     strengths = [record["strength"] for record in records]
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for metric in PLOTTED:
@@ -89,4 +88,4 @@ def plot_sweep(
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

@@ -7,10 +7,12 @@ from typing import Any
 
 import orjson
 
+from balms_det import markdown
 from balms_det.evidence import plots
 from balms_det.evidence.intervals import METRICS
 from balms_det.evidence.methods import ABLATIONS, METHODS
 from balms_det.evidence.suites import SUITES, Suite
+from balms_det.provenance import describe
 
 StoredRun = Mapping[str, Any]
 Runs = dict[str, list[StoredRun]]  # method -> its runs, in the order of their seeds
@@ -90,7 +92,7 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
         f"The {suite.class_budget} best detections of each class over the whole validation set "
         f"count, of the {suite.stored} of each image that are stored, and no cap per image "
         "(arXiv:2102.01066).\n",
-        _table(
+        markdown.table(
             ["method", *METRICS],
             [
                 [_title(of_method), *_cells(of_method, lambda run: run["fixed"]["segm"])]
@@ -145,7 +147,7 @@ def _main_table(runs: Runs) -> str:
                 str(len(of_method)),
             ]
         )
-    return _table(["method", "trained", *METRICS, "box AP", "seeds"], rows)
+    return markdown.table(["method", "trained", *METRICS, "box AP", "seeds"], rows)
 
 
 def _caps_table(runs: Runs, metric: str) -> str:
@@ -160,7 +162,7 @@ def _caps_table(runs: Runs, metric: str) -> str:
         ]
         for of_method in runs.values()
     ]
-    return _table([f"{metric}, detections per image:", *map(str, caps)], rows)
+    return markdown.table([f"{metric}, detections per image:", *map(str, caps)], rows)
 
 
 def _intervals(stored: Mapping[str, Any], runs: Runs) -> list[str]:
@@ -183,7 +185,7 @@ def _intervals(stored: Mapping[str, Any], runs: Runs) -> list[str]:
         f"### Differences from {baseline}\n",
         f"With {stored['confidence']:.0%} bootstrap intervals over images, the runs of "
         f"{len(stored['seeds'])} seeds taken together.\n",
-        _table(["method", *METRICS], rows) + "\n",
+        markdown.table(["method", *METRICS], rows) + "\n",
     ]
 
 
@@ -201,10 +203,9 @@ def _provenance(runs: Runs) -> str:
             ]
         )
     first = next(iter(runs.values()))[0]
-    versions = ", ".join(" ".join(item) for item in first["versions"].items())
     return (
-        _table(["method", "command", "iterations", "minutes", "commit"], rows)
-        + f"\n\nOn {first['machine']}; {versions}."
+        markdown.table(["method", "command", "iterations", "minutes", "commit"], rows)
+        + f"\n\nOn {describe(first)}."
     )
 
 
@@ -223,8 +224,3 @@ def _mean_deviation(values: Sequence[float]) -> str:
         return "-"  # no ground truth to measure on
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from balms_det.figures import save_figure
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # method -> its runs, a seed each
 
@@ -78,7 +79,6 @@ def _smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure, axes
@@ -89,4 +89,4 @@ def _save(figure: Figure, axes: Any, path: Path) -> None:
     if axes.has_data():
         axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)

@@ -1,16 +1,11 @@
 """What a stored run says of itself: how it was made, and what it scored."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from balms_det.evaluation import (
     best_of_each_image,
@@ -19,35 +14,7 @@ from balms_det.evaluation import (
     score_with_class_budget,
 )
 
-PACKAGES = ("torch", "torchvision", "detectron2", "hotcoco", "numpy")
-
 _CURVE_POINTS = 60
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's numbers."""
-    return {package: version(package) for package in PACKAGES}
-
-
-def machine() -> str:
-    """What trained: the GPU, or the processor and its cores. Neither a name nor a path of it."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{os.cpu_count()} cores, {platform.machine()}"
-
-
-def commit(root: Path) -> str | None:
-    """The commit that is checked out at `root`, "-dirty" where files were changed; or None."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def training_history(output_dir: Path) -> list[dict[str, Any]]:

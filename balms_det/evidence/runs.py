@@ -36,6 +36,7 @@ from balms_det.errors import InputError
 from balms_det.evidence import record
 from balms_det.evidence.methods import METHODS, Method, Share
 from balms_det.evidence.suites import Suite
+from balms_det.provenance import commit, environment
 from balms_det.repeat_factors import (
     ClassImages,
     class_repeat_factors,
@@ -361,9 +362,8 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
         "base": run.base.method.name if run.base else None,
         "seed": run.seed,
         "options": run.options(),
-        "commit": record.commit(root),
-        "versions": record.versions(),
-        "machine": record.machine(),
+        "commit": commit(root),
+        **environment(threads=run.suite.threads),
         "iterations": 1 + history[-1]["iteration"] if history else 0,
         "minutes_of_training": round(record.training_seconds(history) / 60, 2),
         "cap": cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -3,7 +3,7 @@
 from balms_det.modeling.classifier import CLASSIFIERS, ScaledLinear
 from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES, Criterion, build_criterion
 from balms_det.modeling.decouple import find_modules, freeze_except, is_within
-from balms_det.modeling.execution import PRECISIONS, prepared_for_inference
+from balms_det.modeling.execution import PRECISIONS, prepared_for_inference, use_winograd
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
@@ -29,4 +29,5 @@ __all__ = [
     "prepared_for_inference",
     "sampled_roi_features",
     "train_on_features",
+    "use_winograd",
 ]
