@@ -105,13 +105,6 @@ METHODS = {
         Method("balsoftmax", "Balanced Softmax", "balsoftmax"),
         Method("balsig", "Balanced Sigmoid", "balsig"),
         Method(
-            "decoupled_sigmoid",
-            "sigmoid, second stage",
-            "decoupled_balsig",
-            {f"{LONG_TAIL}.LOSS.NAME": "sigmoid"},
-            stage="second",
-        ),
-        Method(
             "decoupled_balsoftmax",
             "Balanced Softmax, second stage",
             "decoupled_balsoftmax",

@@ -81,7 +81,7 @@ GLYPHS_LT_CPU = Suite(
     pretraining_iters=1500,
     second_stage_iters=2000,  # 10.7 epochs; cRT's authors: 10
     base="rfs",
-    joint=("softmax", "sigmoid", "rfs", "sigmoid_rfs", "eql", "balsoftmax", "balsig"),
+    joint=("softmax", "rfs", "eql", "balsoftmax", "balsig"),
     caps=(5, 10, 20, 40, 100),
     stored=100,
     class_budget=160,
@@ -99,6 +99,8 @@ GLYPHS_LT_GPU = Suite(
     base="rfs",
     joint=(
         *GLYPHS_LT_CPU.joint,
+        "sigmoid",
+        "sigmoid_rfs",
         "eqlv2",
         "seesaw",
         "fed",
