@@ -94,7 +94,9 @@ def autoaugment(images: Tensor, generator: Generator) -> Tensor:
     happens = torch.rand(len(images), 2, generator=generator) <= chances[pair]
     negative = torch.randint(2, (len(images), 2), generator=generator)
     # What an image gets, as an index into `operations`, which end with none.
-    chosen = torch.where(happens, choices[pair] + negative, len(operations) - 1)
+    chosen = torch.where(
+        happens, choices[pair].gather(2, negative[:, :, None])[:, :, 0], len(operations) - 1
+    )
     order = torch.arange(len(images))
     for step in chosen.unbind(1):
         # Images that get the same operation one after the other, so that they can be cut apart.
@@ -112,17 +114,22 @@ Operation = Callable[[Tensor], Tensor]
 
 @cache
 def _policy() -> tuple[list[Operation], Tensor, Tensor]:
-    """The operations, each with a positive and a negative magnitude, and none at the end; and for
-    each pair the (25, 2) chances of its operations and the (25, 2) positions of the positive."""
+    """The operations, and none at the end; and for each pair the (25, 2) chances of its operations
+    and their (25, 2, 2) positions, with a positive and with a negative magnitude."""
     pairs = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
-    distinct = sorted({(name, level or 0) for pair in pairs for name, _, level in pair})
-    operations: list[Operation] = []
-    for name, level in distinct:
-        strength = level / (_MAGNITUDES - 1)
-        operations += [partial(_OPERATIONS[name], strength=sign * strength) for sign in (1, -1)]
+    positions: dict[tuple[str, float], int] = {}
+
+    def position(name: str, level: int | None, sign: int) -> int:
+        strength = (level or 0) / (_MAGNITUDES - 1)
+        key = name, strength if name in _WITHOUT_SIGN else sign * strength
+        return positions.setdefault(key, len(positions))
+
+    choices = [[[position(n, level, sign) for sign in (1, -1)] for n, _, level in p] for p in pairs]
+    operations: list[Operation] = [
+        partial(_OPERATIONS[name], strength=strength) for name, strength in positions
+    ]
     operations.append(lambda images: images)
     chances = torch.tensor([[chance for _, chance, _ in pair] for pair in pairs])
-    choices = [[2 * distinct.index((name, level or 0)) for name, _, level in p] for p in pairs]
     return operations, chances, torch.tensor(choices)
 
 
@@ -143,8 +150,8 @@ def _translate(images: Tensor, strength: float, dim: int) -> Tensor:
     return moved
 
 
-# By name, what an operation does to the (N, C, H, W) images that get it. `strength` is in [-1, 1];
-# those that have no sign take its magnitude, and some have no strength at all.
+# By name, what an operation does to the (N, C, H, W) images that get it. `strength` is in [-1, 1],
+# or in [0, 1] for those without a sign.
 _OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "ShearY": _shear_y,
     "TranslateX": partial(_translate, dim=3),
@@ -154,9 +161,10 @@ _OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "Color": lambda images, strength: F.adjust_saturation(images, 1 + 0.9 * strength),
     "Contrast": lambda images, strength: F.adjust_contrast(images, 1 + 0.9 * strength),
     "Sharpness": lambda images, strength: F.adjust_sharpness(images, 1 + 0.9 * strength),
-    "Posterize": lambda images, strength: F.posterize(images, 8 - round(4 * abs(strength))),
-    "Solarize": lambda images, strength: F.solarize(images, 255 * (1 - abs(strength))),
+    "Posterize": lambda images, strength: F.posterize(images, 8 - round(4 * strength)),
+    "Solarize": lambda images, strength: F.solarize(images, 255 * (1 - strength)),
     "AutoContrast": lambda images, strength: F.autocontrast(images),
     "Equalize": lambda images, strength: F.equalize(images),
     "Invert": lambda images, strength: F.invert(images),
 }
+_WITHOUT_SIGN = {"Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"}
