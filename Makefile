@@ -15,6 +15,9 @@ endif
 # times as long, which is no faster on an idle machine and slower on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
+# Side by side, those of one file in one process, for they share what they train.
+PYTEST := -m pytest -q -n auto --maxprocesses 4 --dist loadscope
+
 STAMP := .cache/env-$(subst /,_,$(RUN))
 
 .PHONY: env demo test test-slow check lint types clean
@@ -47,10 +50,10 @@ types: env
 	@$(RUN) -m mypy
 
 check: lint types
-	@$(RUN) -m pytest -q -m "not slow and not e2e"
+	@$(RUN) $(PYTEST) -m "not slow and not e2e"
 
 test: env
-	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) $(PYTEST) -m "not slow"
 
 test-slow: env
 	@$(RUN) -m pytest -q -m slow
