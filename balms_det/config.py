@@ -26,7 +26,7 @@ def add_balms_config(cfg: Any) -> None:
     cfg.MODEL.LONG_TAIL.REINIT_MISMATCHED = False
 
     cfg.MODEL.LONG_TAIL.LOSS = CN()
-    # One of balms_det.modeling.criterion.METHODS.
+    # One of balms_det.criterion.METHODS.
     cfg.MODEL.LONG_TAIL.LOSS.NAME = "balanced_sigmoid"
     # Probability p that a sigmoid classifier gives every class before training, through the bias
     # -log((1 - p) / p). Release: 0.001. Softmax classifiers start with a bias of zero.
@@ -149,7 +149,7 @@ def add_balms_config(cfg: Any) -> None:
     # on held-out data, which tools/calibrate.py does). 0 changes nothing.
     cfg.MODEL.LONG_TAIL.POSTHOC.STRENGTH = 1.0
 
-    # The layer that gives the class logits, one of balms_det.modeling.classifier.CLASSIFIERS:
+    # The layer that gives the class logits, one of balms_det.classifier.CLASSIFIERS:
     # "linear"; "cosine", COSINE_TEMPERATURE times the cosine of feature and class weight; or
     # "lws", one learned scale per class, for the second stage of LWS (arXiv:1910.09217).
     cfg.MODEL.LONG_TAIL.CLASSIFIER = "linear"

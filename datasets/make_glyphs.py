@@ -7,13 +7,12 @@ of both files is DIR. The same options give the same bytes; a finished folder is
 """
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import fields
 
 import orjson
 
-from balms_det.errors import InputError
+from balms_det.command_line import run_tool
 from balms_det.synthetic import GlyphOptions, annotation_path, generate
 
 
@@ -64,14 +63,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     args = parse_arguments()
-    try:
-        options = GlyphOptions(**{f.name: getattr(args, f.name) for f in fields(GlyphOptions)})
-        is_new = generate(args.out, options, workers=args.workers, progress=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = GlyphOptions(**{f.name: getattr(args, f.name) for f in fields(GlyphOptions)})
+    is_new = generate(args.out, options, workers=args.workers, progress=True)
     print(f"{args.out}: " + ("written" if is_new else "already there, with the same options"))
     for split in ("train", "val"):
         path = annotation_path(args.out, split)
@@ -81,8 +76,7 @@ def main() -> int:
     groups = Counter(category["frequency"] for category in content["categories"])
     print(f"  {options.classes} classes: {groups['r']} rare, {groups['c']} common, "
           f"{groups['f']} frequent")  # fmt: skip
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_tool(main)

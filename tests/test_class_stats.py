@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from balms_det import command_line
 from balms_det.class_stats import ClassStats, frequency_group
 from balms_det.errors import InputError
 
@@ -276,7 +277,13 @@ def test_saving_replaces_the_file_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def run_tool(*arguments):
-    return runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+    """The tool's exit status."""
+    main = runpy.run_path(str(TOOL))["main"]
+    try:
+        command_line.run_tool(lambda: main([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def test_the_tool_prints_a_summary_and_writes_statistics_and_plot(tmp_path, capsys):

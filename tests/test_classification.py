@@ -30,8 +30,8 @@ from balms_det.classification.sampling import (
 from balms_det.classification.streams import Use, stream, stream_seed
 from balms_det.classification.trainer import learning_rate
 from balms_det.config import config_file
+from balms_det.criterion import METHODS
 from balms_det.errors import InputError
-from balms_det.modeling.criterion import METHODS
 
 CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
 COUNTS = np.array([40, 12, 5, 1])
@@ -236,7 +236,7 @@ def criterion(loss, *opts, counts=COUNTS):
     cfg = config("digits_lt_softmax", "MODEL.LONG_TAIL.LOSS.NAME", loss, *opts)
     labels = np.repeat(np.arange(len(counts)), counts)
     stats = class_stats(labels, [str(i) for i in range(len(counts))])
-    return ClassificationCriterion(cfg.MODEL.LONG_TAIL, stats).double()
+    return ClassificationCriterion(cfg.MODEL.LONG_TAIL, stats, lambda: 0).double()
 
 
 def batch(rows=7, classes=4):
@@ -546,6 +546,18 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(first_stage, method, m
     finished = Trainer(short(name, *opts))
     assert finished.resume() and finished.test() == whole.test()
     assert sorted(p.name for p in Path("parts").iterdir()) == ["model_final.pth"]
+
+
+def test_a_deferred_margin_begins_at_its_iteration(first_stage):
+    def trained(start_iter):
+        start = "MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER"
+        trainer = Trainer(short("digits_lt_balanced_softmax", start, start_iter))
+        trainer.train()
+        return trainer.network.state_dict()
+
+    plain = first_stage.network.state_dict()  # of softmax, over six iterations
+    assert same(trained(6), plain)
+    assert not same(trained(5), plain)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from balms_det.classifier import CosineConv2d, CosineLinear
 from balms_det.config import add_balms_config
 from balms_det.modeling import LongTailPredictor
-from balms_det.modeling.classifier import CosineConv2d, CosineLinear
 from balms_det.modeling.mask_head import LongTailMaskHead
 
 INPUTS, OUTPUTS, T = 5, 4, 30.0

@@ -18,17 +18,18 @@ from detectron2.utils.events import EventStorage
 from torch.autograd import gradcheck
 
 from balms_det import losses
+from balms_det.activations import SIGMOID, SOFTMAX, GroupSoftmax
 from balms_det.class_stats import ClassStats
 from balms_det.config import add_balms_config
-from balms_det.errors import InputError
-from balms_det.modeling.activations import SIGMOID, SOFTMAX, GroupSoftmax
-from balms_det.modeling.criterion import (
+from balms_det.criterion import (
     METHODS,
     Criterion,
     Method,
     RunningState,
     build_criterion,
 )
+from balms_det.errors import InputError
+from balms_det.modeling.predictor import training_iteration
 
 K = 6
 RTOL = 1e-10
@@ -159,7 +160,7 @@ def criterion(*overrides, stats=None):
     cfg.merge_from_list(
         [f"MODEL.LONG_TAIL.{o}" if i % 2 == 0 else o for i, o in enumerate(overrides)]
     )
-    return build_criterion(cfg.MODEL.LONG_TAIL, K, stats or class_stats())
+    return build_criterion(cfg.MODEL.LONG_TAIL, K, stats or class_stats(), training_iteration)
 
 
 def criterion_of(case, *overrides, **kwargs):

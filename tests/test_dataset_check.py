@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
+from balms_det import command_line
 from balms_det.dataset_check import Fault, _run_lengths, check_dataset
 from balms_det.errors import InputError
 
@@ -369,7 +370,13 @@ def test_run_lengths_are_those_of_pycocotools(mask):
 
 
 def run_tool(*arguments):
-    return runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+    """The tool's exit status."""
+    main = runpy.run_path(str(TOOL))["main"]
+    try:
+        command_line.run_tool(lambda: main([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def test_the_tool_tells_by_its_exit_status(data_set, capsys):

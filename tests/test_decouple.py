@@ -12,11 +12,12 @@ from fvcore.nn.precise_bn import get_bn_modules
 from tiny_model import batch, tiny_cfg
 from torch import nn
 
+from balms_det.classifier import CLASSIFIERS
 from balms_det.config import config_file
 from balms_det.data import register_dataset
+from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.errors import InputError
-from balms_det.modeling import CLASSIFIERS, freeze_except
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score"

@@ -8,10 +8,11 @@ from detectron2.utils.events import EventStorage
 from tiny_model import stats_file, tiny_cfg
 
 from balms_det.class_stats import ClassStats
+from balms_det.criterion import build_criterion
 from balms_det.data import register_dataset
 from balms_det.engine import LongTailTrainer
 from balms_det.errors import InputError
-from balms_det.modeling import build_criterion
+from balms_det.modeling.predictor import training_iteration
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = {f"roi_heads.box_predictor.cls_score.{name}" for name in ("weight", "bias")}
@@ -27,7 +28,7 @@ def test_before_its_iteration_a_balanced_loss_is_the_plain_one(name, plain, tmp_
 
     def criterion(loss, start_iter=0):
         cfg = tiny_cfg("MODEL.LONG_TAIL.LOSS.NAME", loss, f"{MARGIN}.START_ITER", start_iter)
-        return build_criterion(cfg.MODEL.LONG_TAIL, 10, stats)
+        return build_criterion(cfg.MODEL.LONG_TAIL, 10, stats, training_iteration)
 
     torch.manual_seed(0)
     gt_classes = torch.randint(11, (20,))

@@ -13,10 +13,11 @@ from detectron2.utils.events import EventStorage
 from tiny_model import batch, tiny_cfg
 
 from balms_det.data import load_train_dataset, register_dataset
+from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.engine import feature_cache as fc
 from balms_det.errors import InputError
-from balms_det.modeling import freeze_except, sampled_roi_features, train_on_features
+from balms_det.modeling import sampled_roi_features, train_on_features
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score"

@@ -22,6 +22,7 @@ from tiny_model import batch, stats_file, tiny_cfg
 from balms_det import losses
 from balms_det.bilevel import sgd_step
 from balms_det.class_stats import ClassStats
+from balms_det.criterion import LearnedClassWeights
 from balms_det.data import MetaTrainingSampler, register_dataset
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, prepare_class_stats
 from balms_det.engine.meta import (
@@ -34,7 +35,6 @@ from balms_det.engine.meta import (
     SamplerRates,
     plot_rates,
 )
-from balms_det.modeling.criterion import LearnedClassWeights
 from balms_det.repeat_factors import ClassImages
 from balms_det.synthetic import GlyphOptions, generate
 

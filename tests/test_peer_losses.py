@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from balms_det import losses
-from balms_det.modeling.classifier import CosineConv2d, CosineLinear
+from balms_det.classifier import CosineConv2d, CosineLinear
 
 pytestmark = pytest.mark.slow
 

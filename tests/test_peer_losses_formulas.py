@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from balms_det import losses, peer_losses
-from balms_det.class_stats import ClassStats
-from balms_det.errors import InputError
-from balms_det.modeling.activations import (
+from balms_det.activations import (
     GUMBEL,
     SIGMOID_BESIDE_BACKGROUND,
     SIGMOID_WITH_BACKGROUND,
     GroupSoftmax,
 )
+from balms_det.class_stats import ClassStats
+from balms_det.errors import InputError
 
 RTOL = 1e-10
 K = 7

@@ -22,7 +22,7 @@ import torch
 
 from balms_det.atomic_file import atomic_file
 from balms_det.benchmark import WORKS, records, sizes_of
-from balms_det.engine import run_tool
+from balms_det.command_line import run_tool
 from balms_det.errors import InputError
 
 

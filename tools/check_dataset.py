@@ -6,11 +6,10 @@ do not count), 1 with faults, 2 when the file cannot be read at all.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from balms_det.command_line import run_tool
 from balms_det.dataset_check import check_dataset
-from balms_det.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "image_root", metavar="IMAGE_ROOT", nargs="?", help="folder that file names start from"
     )
     args = parser.parse_args(argv)
-    try:
-        faults = check_dataset(args.json, args.image_root, progress=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    faults = check_dataset(args.json, args.image_root, progress=True)
     for fault in faults:
         print(fault)
     num_errors = sum(fault.severity == "error" for fault in faults)
@@ -36,4 +31,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_tool(main)

@@ -6,13 +6,12 @@ is registered with Detectron2 can be given, e.g. lvis_v1_train.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from balms_det.class_stats import ClassStats
-from balms_det.errors import InputError
+from balms_det.command_line import run_tool
 
 GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare", "#d55e00")}
 
@@ -88,7 +87,7 @@ def plot_long_tail(stats: ClassStats, path: str) -> None:
     save_figure(figure, path, dpi=150)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,18 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="OUT", help="write the statistics of every class here")
     parser.add_argument("--plot", metavar="OUT.png", help="draw the long tail here")
     args = parser.parse_args(argv)
-    try:
-        stats = load_stats(args.source)
-        print(summary(stats))
-        if args.json:
-            stats.save(args.json)
-        if args.plot:
-            plot_long_tail(stats, args.plot)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    stats = load_stats(args.source)
+    print(summary(stats))
+    if args.json:
+        stats.save(args.json)
+    if args.plot:
+        plot_long_tail(stats, args.plot)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_tool(main)

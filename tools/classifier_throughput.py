@@ -27,8 +27,8 @@ from balms_det.atomic_file import atomic_file
 from balms_det.classification import load_config
 from balms_det.classification.augment import Augmentation
 from balms_det.classification.networks import build_network
+from balms_det.command_line import run_tool
 from balms_det.config import config_file
-from balms_det.engine import run_tool
 from balms_det.provenance import environment
 
 BATCH = 512

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from balms_det.atomic_file import atomic_file
-from balms_det.engine import run_tool
+from balms_det.command_line import run_tool
 from balms_det.evaluation import read_predictions
 from balms_det.evidence import intervals, page
 from balms_det.evidence.methods import ABLATIONS, METHODS, methods_named

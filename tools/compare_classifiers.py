@@ -28,8 +28,8 @@ from balms_det.classification.report import (
     throughput_table,
 )
 from balms_det.classification.results import load_runs, run_file, store_run
+from balms_det.command_line import run_tool
 from balms_det.config import config_file
-from balms_det.engine import run_tool
 from balms_det.errors import InputError
 from balms_det.markdown import replace_block
 

@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.class_stats import ClassStats, frequency_group
+from balms_det.command_line import run_tool
 from balms_det.engine import (
     LongTailCheckpointer,
     add_dataset_argument,
     class_stats_in,
     load_config,
     prepare_calibration,
-    run_tool,
 )
 from balms_det.errors import InputError
 from balms_det.modeling import prepared_for_inference

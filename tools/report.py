@@ -23,7 +23,7 @@ import orjson
 from balms_det import markdown
 from balms_det.atomic_file import atomic_file
 from balms_det.benchmark import report as benchmark_report
-from balms_det.engine import run_tool
+from balms_det.command_line import run_tool
 from balms_det.errors import InputError
 from balms_det.evaluation.report import METRICS
 from balms_det.evidence.record import training_history, training_seconds

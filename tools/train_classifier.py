@@ -17,7 +17,7 @@ import orjson
 
 from balms_det.atomic_file import atomic_file
 from balms_det.classification import Trainer, load_config
-from balms_det.engine import run_tool
+from balms_det.command_line import run_tool
 
 logger = logging.getLogger("balms_det")
 

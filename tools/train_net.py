@@ -12,6 +12,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from balms_det.command_line import run_tool
 from balms_det.engine import (
     LongTailTrainer,
     argument_parser,
@@ -20,7 +21,6 @@ from balms_det.engine import (
     load_config,
     prepare_calibration,
     prepare_class_stats,
-    run_tool,
 )
 
 

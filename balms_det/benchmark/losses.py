@@ -19,7 +19,8 @@ from torch import Tensor
 
 from balms_det.benchmark.inputs import class_stats, seeded
 from balms_det.benchmark.measure import Comparison
-from balms_det.modeling import METHODS, criterion_from_options
+from balms_det.criterion import METHODS
+from balms_det.modeling import criterion_from_options
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

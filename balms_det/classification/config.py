@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode as CN
 from balms_det.classification.data import DATASETS
 from balms_det.classification.networks import BACKBONES
 from balms_det.classification.sampling import SAMPLERS
+from balms_det.classifier import CLASSIFIERS
 from balms_det.config import add_balms_config
 from balms_det.config_checks import (
     ABOVE_0,
@@ -27,9 +28,8 @@ from balms_det.config_checks import (
     check_ranges,
     merge_config,
 )
+from balms_det.criterion import METHODS, PLAIN_LOSSES
 from balms_det.errors import InputError
-from balms_det.modeling.classifier import CLASSIFIERS
-from balms_det.modeling.criterion import METHODS, PLAIN_LOSSES
 
 # Of MODEL.LONG_TAIL and of its node DECOUPLE, what a classifier has too.
 _SHARED = ("COUNT_BY", "LOSS", "CLASSIFIER", "COSINE_TEMPERATURE")
@@ -189,13 +189,6 @@ def validate_config(cfg: CN) -> None:
         0 <= cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER,
         "0 or more, less than SOLVER.MAX_ITER",
     )
-    for node in ("CLASS_WEIGHTS", "MARGIN"):
-        check(
-            cfg,
-            f"MODEL.LONG_TAIL.LOSS.{node}.START_ITER",
-            long_tail.LOSS[node].START_ITER == 0,
-            "0: what is deferred follows Detectron2's trainer",
-        )
     check(
         cfg,
         "MODEL.LONG_TAIL.LOSS.FEDERATED.ENABLED",

@@ -12,24 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from balms_det.class_stats import ClassStats
+from balms_det.criterion import PLAIN_LOSSES, Iteration, build_criterion
 from balms_det.errors import InputError
-from balms_det.modeling.criterion import PLAIN_LOSSES, build_criterion
 
 
 class ClassificationCriterion(nn.Module):
     """The loss of a configuration: ``criterion(logits, labels)``; see the module."""
 
-    def __init__(self, long_tail: Any, stats: ClassStats) -> None:
+    def __init__(self, long_tail: Any, stats: ClassStats, iteration: Iteration) -> None:
         """
         Args:
             long_tail: a MODEL.LONG_TAIL node.
             stats: of the training set.
+            iteration: that training has come to.
 
         Raises:
             InputError: the loss is unknown, or its logits mean more than K classes and background.
         """
         super().__init__()
-        self.criterion = build_criterion(long_tail, stats.num_classes, stats)
+        self.criterion = build_criterion(long_tail, stats.num_classes, stats, iteration)
         self._num_classes = stats.num_classes
         self._activation = self.criterion.activation
         self._num_background = self._activation.num_logits(stats.num_classes) - stats.num_classes

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from balms_det.classifier import choose_classifier
 from balms_det.errors import InputError
-from balms_det.modeling.classifier import choose_classifier
 
 
 class Classifier(nn.Module):

@@ -24,8 +24,8 @@ from balms_det.classification.long_tail import class_stats
 from balms_det.classification.networks import build_network
 from balms_det.classification.sampling import MetaSampler, Sampler, build_sampler
 from balms_det.classification.streams import Use, stream, stream_seed
+from balms_det.decouple import find_modules, freeze_except, is_within
 from balms_det.errors import InputError
-from balms_det.modeling.decouple import find_modules, freeze_except, is_within
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ class Trainer:
         self.stats = class_stats(self.train_set.labels, self.train_set.names)
 
         torch.manual_seed(cfg.SEED)
-        self.criterion = ClassificationCriterion(cfg.MODEL.LONG_TAIL, self.stats)
+        self.criterion = ClassificationCriterion(
+            cfg.MODEL.LONG_TAIL, self.stats, lambda: self.iteration
+        )
         self.network = build_network(cfg, num_classes)
         with torch.no_grad():
             prior = cfg.MODEL.LONG_TAIL.LOSS.PRIOR_PROB

@@ -7,7 +7,6 @@ from balms_det.engine.setup import (
     load_config,
     prepare_calibration,
     prepare_class_stats,
-    run_tool,
 )
 from balms_det.engine.trainer import LongTailTrainer, build_checkpointer
 from balms_det.engine.validate import validate_config
@@ -23,6 +22,5 @@ __all__ = [
     "load_config",
     "prepare_calibration",
     "prepare_class_stats",
-    "run_tool",
     "validate_config",
 ]

@@ -14,8 +14,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from balms_det.class_stats import ClassStats
+from balms_det.decouple import is_within
 from balms_det.errors import InputError
-from balms_det.modeling import is_within
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from balms_det.modeling import freeze_except
+from balms_det.decouple import freeze_except
 
 logger = logging.getLogger(__name__)
 

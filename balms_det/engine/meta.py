@@ -37,9 +37,10 @@ from balms_det.bilevel import (
     sampler_rate_gradient,
 )
 from balms_det.class_stats import ClassStats
+from balms_det.criterion import METHODS, PLAIN_LOSSES, Criterion
 from balms_det.data import MetaTrainingSampler, build_train_loader, sampler_of
 from balms_det.figures import save_figure
-from balms_det.modeling import METHODS, PLAIN_LOSSES, Criterion, LongTailPredictor
+from balms_det.modeling import LongTailPredictor
 
 # Iterations between two histograms of the rates, as between the trainer's other records.
 _PERIOD = 20

@@ -3,10 +3,7 @@
 import argparse
 import logging
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -121,35 +118,3 @@ def prepare_calibration(cfg: CfgNode, weights: str, folder: str | os.PathLike[st
         stats.save(path)
     comm.synchronize()
     cfg.MODEL.LONG_TAIL.STATS_FILE = str(path)
-
-
-def run_tool(tool: Callable[[], Any]) -> None:
-    """Run a command-line tool; an InputError ends it with its one sentence and exit status 2."""
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
-    try:
-        tool()
-    except Exception as error:
-        sentence = input_error_sentence(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(2)
-
-
-def input_error_sentence(error: BaseException) -> str | None:
-    """The sentence of the InputError that `error` is or reports from another process.
-
-    Workers of a data loader and spawned processes hand their errors on as text, with the
-    traceback around it.
-    """
-    marker = f"{InputError.__module__}.{InputError.__name__}: "
-    for line in reversed(str(error).splitlines()):
-        if marker in line:
-            return line.split(marker, 1)[1]
-    return str(error) if isinstance(error, InputError) else None
-
-
-def _is_no_input_error(record: logging.LogRecord) -> bool:
-    """Keep Detectron2 from logging the traceback of an error whose sentence will be printed."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or input_error_sentence(error) is None

@@ -19,17 +19,13 @@ from torch.utils.data import DataLoader
 
 from balms_det.class_stats import ClassStats
 from balms_det.data import build_test_loader, build_train_loader, load_train_dataset
+from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import (
-    find_modules,
-    freeze_except,
-    prepared_for_inference,
-    train_on_features,
-)
+from balms_det.modeling import prepared_for_inference, train_on_features
 
 logger = logging.getLogger(__name__)
 

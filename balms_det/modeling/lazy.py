@@ -7,9 +7,9 @@ from detectron2.config import CfgNode, get_cfg
 from omegaconf import OmegaConf
 
 from balms_det.config import add_balms_config
+from balms_det.criterion import Criterion, build_criterion
 from balms_det.errors import InputError
-from balms_det.modeling.criterion import Criterion, build_criterion
-from balms_det.modeling.predictor import class_stats_for
+from balms_det.modeling.predictor import class_stats_for, training_iteration
 
 
 def criterion_from_options(
@@ -43,4 +43,5 @@ def criterion_from_options(
             f"the criterion's options: {' '.join(str(error.args[0]).split())}; its keys are those "
             "of MODEL.LONG_TAIL in balms_det/config.py"
         ) from error
-    return build_criterion(long_tail, num_classes, class_stats_for(num_classes, stats_file))
+    stats = class_stats_for(num_classes, stats_file)
+    return build_criterion(long_tail, num_classes, stats, training_iteration)

@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads.mask_head import (
 from detectron2.structures import Instances
 from torch import Tensor
 
-from balms_det.modeling.classifier import CosineConv2d
+from balms_det.classifier import CosineConv2d
 
 _CHUNK_ON_CPU = 32  # instances whose layers fit into a cache of some ten megabytes
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from balms_det.calibration import Calibration, build_calibration, tau_normalized_logits
 from balms_det.class_stats import ClassStats
+from balms_det.classifier import choose_classifier
+from balms_det.criterion import Criterion, build_criterion
 from balms_det.errors import InputError
-from balms_det.modeling.classifier import choose_classifier
-from balms_det.modeling.criterion import Criterion, build_criterion
 from balms_det.modeling.inference import PredictedBoxes, select_detections
 
 
@@ -88,7 +88,9 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
         long_tail = cfg.MODEL.LONG_TAIL
         stats = class_stats_for(cfg.MODEL.ROI_HEADS.NUM_CLASSES, long_tail.STATS_FILE)
-        criterion = build_criterion(long_tail, cfg.MODEL.ROI_HEADS.NUM_CLASSES, stats)
+        criterion = build_criterion(
+            long_tail, cfg.MODEL.ROI_HEADS.NUM_CLASSES, stats, training_iteration
+        )
         posthoc = long_tail.POSTHOC
         return {
             **super().from_config(cfg, input_shape),
@@ -257,3 +259,8 @@ def _log_foreground_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: in
         predicted = logits[foreground, :num_classes].argmax(dim=1)
         accuracy = (predicted == gt_classes[foreground]).float().mean()
         get_event_storage().put_scalar("fast_rcnn/fg_cls_accuracy", accuracy.item())
+
+
+def training_iteration() -> int:
+    """Of Detectron2's trainer, whose step this is called in."""
+    return int(get_event_storage().iter)

@@ -1,6 +1,6 @@
 """What a classifier's logits mean, and the loss that trains them.
 
-A :class:`Method` joins an activation of :mod:`balms_det.modeling.activations` to a pure loss;
+A :class:`Method` joins an activation of :mod:`balms_det.activations` to a pure loss;
 ``METHODS`` lists them by name, and that list is all that a new loss has to be added to. A
 :class:`Criterion` is a method with its constants, computed from class statistics; the predictor
 asks it and has no branch for any method.
@@ -16,14 +16,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from balms_det import losses, peer_losses
-from balms_det.bilevel import reweighter_weights
-from balms_det.class_stats import ClassStats
-from balms_det.errors import InputError
-from balms_det.modeling.activations import (
+from balms_det.activations import (
     GUMBEL,
     SIGMOID,
     SIGMOID_BESIDE_BACKGROUND,
@@ -33,6 +29,9 @@ from balms_det.modeling.activations import (
     Activation,
     GroupSoftmax,
 )
+from balms_det.bilevel import reweighter_weights
+from balms_det.class_stats import ClassStats
+from balms_det.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -253,24 +252,32 @@ PLAIN_LOSSES: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+Iteration = Callable[[], int]
+
+
 class ClassWeights(nn.Module):
     """A factor on the loss of every row, by the row's class; the background's is one."""
 
-    def __init__(self, weights: Tensor, start_iter: int = 0) -> None:
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, start_iter: int, iteration: Iteration | None) -> None:
         """
         Args:
             weights: (K,) factors of the foreground classes.
             start_iter: training iteration from which they apply; before it, every factor is one
                 (deferred re-weighting, arXiv:1906.07413).
+            iteration: that training has come to; None where `start_iter` is 0.
         """
         super().__init__()
         weights = F.pad(weights, (0, 1), value=1).to(torch.get_default_dtype())
         self.register_buffer("weights", weights, persistent=False)
         self._start_iter = start_iter
+        self._iteration = iteration
 
     def forward(self, gt_classes: Tensor) -> Tensor | None:
         """(R,) factors, or None before they apply."""
-        return self.weights[gt_classes] if _has_begun(self._start_iter) else None
+        begun = _has_begun(self._start_iter, self._iteration)
+        return self.weights[gt_classes] if begun else None
 
 
 class LearnedClassWeights(nn.Module):
@@ -278,6 +285,8 @@ class LearnedClassWeights(nn.Module):
 
     The trainer learns the rates, from 1/2 on, and saves them; inference does not need them.
     """
+
+    rate_logits: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -290,6 +299,8 @@ class LearnedClassWeights(nn.Module):
 
 class FederatedClasses(nn.Module):
     """The classes that count in a batch: its own, and others drawn by their frequency."""
+
+    rates: Tensor
 
     def __init__(self, rates: Tensor, num_sampled: int) -> None:
         """
@@ -330,6 +341,7 @@ class Criterion(nn.Module):
         tensors: dict[str, Tensor] | None,
         options: dict[str, Any],
         start_iter: int = 0,
+        iteration: Iteration | None = None,
         class_weights: ClassWeights | LearnedClassWeights | None = None,
         federated: FederatedClasses | None = None,
     ) -> None:
@@ -343,6 +355,7 @@ class Criterion(nn.Module):
             options: the method's plain arguments.
             start_iter: training iteration from which the method's deferred tensors apply; before
                 it they are zero.
+            iteration: that training has come to; None where nothing is deferred.
             class_weights: on the rows of the loss; None for equal ones.
             federated: selects the classes of each batch; None for all.
         """
@@ -355,6 +368,7 @@ class Criterion(nn.Module):
         self._num_classes = num_classes
         self._options = options
         self._start_iter = start_iter
+        self._iteration = iteration
         self._ready = tensors is not None
         self._tensor_names = tuple(tensors or ())
         for name, tensor in (tensors or {}).items():
@@ -428,9 +442,9 @@ class Criterion(nn.Module):
 
     def _arguments(self, function: Callable[..., Any], weights: Tensor | None) -> dict[str, Any]:
         """What `function` names of the tensors, options, running state and weights."""
-        is_module = isinstance(self.activation, nn.Module)
-        available = {
-            **(dict(self.activation.named_buffers()) if is_module else {}),
+        activation = self.activation
+        available: dict[str, Any] = {
+            **(dict(activation.named_buffers()) if isinstance(activation, nn.Module) else {}),
             **{name: self._tensor(name) for name in self._tensor_names},
             **self._options,
             **self._state(),
@@ -441,25 +455,33 @@ class Criterion(nn.Module):
 
     def _tensor(self, name: str) -> Tensor:
         tensor: Tensor = getattr(self, name)
-        if name in self._method.deferred and not _has_begun(self._start_iter):
+        if name in self._method.deferred and not _has_begun(self._start_iter, self._iteration):
             return torch.zeros_like(tensor)
         return tensor
 
 
-def _has_begun(start_iter: int) -> bool:
+def _has_begun(start_iter: int, iteration: Iteration | None) -> bool:
     """Whether training has come to an iteration."""
-    # The trainer's iteration, not a count of calls: it starts over with a schedule, and goes on
-    # with one that is resumed.
-    return start_iter == 0 or get_event_storage().iter >= start_iter
+    if start_iter == 0:
+        return True
+    assert iteration is not None, "what is deferred needs the trainer's iteration"
+    return iteration() >= start_iter
 
 
-def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) -> Criterion:
+def build_criterion(
+    long_tail: Any,
+    num_classes: int,
+    stats: ClassStats | None,
+    iteration: Iteration | None = None,
+) -> Criterion:
     """The criterion that a MODEL.LONG_TAIL node describes.
 
     Args:
         long_tail: ``cfg.MODEL.LONG_TAIL``.
         num_classes: K.
         stats: of the training set; None builds a criterion for inference only.
+        iteration: the trainer's, and not a count of calls: it starts over with a schedule, and
+            goes on with one that is resumed. None where no START_ITER is set.
 
     Raises:
         InputError: MODEL.LONG_TAIL.LOSS.NAME is unknown.
@@ -488,12 +510,15 @@ def build_criterion(long_tail: Any, num_classes: int, stats: ClassStats | None) 
         tensors=tensors,
         options=method.options(long_tail),
         start_iter=long_tail.LOSS.MARGIN.START_ITER,
-        class_weights=None if stats is None else _class_weights(stats, long_tail),
+        iteration=iteration,
+        class_weights=None if stats is None else _class_weights(stats, long_tail, iteration),
         federated=None if stats is None else _federated(stats, long_tail),
     )
 
 
-def _class_weights(stats: ClassStats, long_tail: Any) -> ClassWeights | LearnedClassWeights | None:
+def _class_weights(
+    stats: ClassStats, long_tail: Any, iteration: Iteration | None
+) -> ClassWeights | LearnedClassWeights | None:
     node = long_tail.LOSS.CLASS_WEIGHTS
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     if node.NAME == "none":
@@ -504,7 +529,7 @@ def _class_weights(stats: ClassStats, long_tail: Any) -> ClassWeights | LearnedC
         weights = losses.inverse_frequency_weights(counts)
     else:
         weights = losses.effective_number_weights(counts, beta=node.BETA)
-    return ClassWeights(weights, node.START_ITER)
+    return ClassWeights(weights, node.START_ITER, iteration)
 
 
 def _federated(stats: ClassStats, long_tail: Any) -> FederatedClasses | None:

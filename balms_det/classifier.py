@@ -46,6 +46,7 @@ class CosineConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1)
         self.temperature = temperature
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        assert self.bias is not None
         nn.init.zeros_(self.bias)
 
     def normalised(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,8 @@ class ScaledLinear(nn.Linear):
         self.scale = ClassScales(out_features)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale(super().forward(features))
+        scaled: Tensor = self.scale(super().forward(features))
+        return scaled
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from balms_det.criterion import Criterion
 from balms_det.errors import InputError
-from balms_det.modeling.criterion import Criterion
 
 
 def freeze_except(model: nn.Module, train_modules: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def freeze_except(model: nn.Module, train_modules: Sequence[str]) -> None:
             is_layer = next(module.children(), None) is None and not isinstance(module, Criterion)
             if is_layer or is_within(path, ["backbone"]):
                 module.eval()
-                module.train = functools.partial(_stay_in_eval_mode, module)  # type: ignore
+                module.train = functools.partial(_stay_in_eval_mode, module)
 
 
 def find_modules(model: nn.Module, paths: Sequence[str], key: str) -> list[nn.Module]:

@@ -106,7 +106,7 @@ class SoftmaxWithObjectness(Activation):
         return num_classes + 2
 
     def probs(self, logits: Tensor) -> Tensor:
-        classes, objectness = logits.float().split([logits.shape[1] - 2, 2], dim=1)
+        classes, objectness = torch.split(logits.float(), [logits.shape[1] - 2, 2], dim=1)
         objectness = F.softmax(objectness, dim=1)
         return torch.cat([F.softmax(classes, dim=1) * objectness[:, :1], objectness[:, 1:]], dim=1)
 
@@ -136,6 +136,8 @@ class GroupSoftmax(Activation, nn.Module):
     softmax is saved with the model: its logits mean nothing without.
     """
 
+    class_groups: Tensor
+
     def __init__(self, class_groups: Tensor, num_groups: int) -> None:
         """
         Args:
@@ -156,7 +158,7 @@ class GroupSoftmax(Activation, nn.Module):
                 "MODEL.LONG_TAIL.LOSS.NAME 'bags', or set MODEL.LONG_TAIL.STATS_FILE"
             )
         sizes = [len(self.class_groups), self._num_groups, 2]
-        classes, others, objectness = logits.float().split(sizes, dim=1)
+        classes, others, objectness = torch.split(logits.float(), sizes, dim=1)
         log_sums = group_log_sums(classes, others, self.class_groups)
         objectness = F.softmax(objectness, dim=1)
         probs = (classes - log_sums[:, self.class_groups]).exp()
