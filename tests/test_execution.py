@@ -9,7 +9,7 @@ from tiny_model import batch, tiny_cfg
 from torch import nn
 
 from balms_det.modeling import execution, prepared_for_inference
-from balms_det.modeling.execution import fold_norms, use_winograd
+from balms_det.modeling.execution import fold_norms, use_matrix_products
 from balms_det.modeling.winograd import winograd_conv2d, winograd_weight
 
 
@@ -55,16 +55,27 @@ def test_group_norms_stay():
 
 
 @pytest.mark.parametrize("norm", [None, nn.GroupNorm(2, 4)])
-def test_convolutions_that_winograd_computes_keep_norm_and_activation(norm, monkeypatch):
+@pytest.mark.parametrize(
+    "is_replaced, kernel, options",
+    [
+        (True, 3, {"padding": 1}),
+        (True, 1, {}),
+        (True, 1, {"stride": 2, "bias": False}),
+        (False, 1, {"padding": 1}),
+        (False, 3, {"padding": 1, "stride": 2}),
+        (False, 3, {"padding": 2, "dilation": 2}),
+        (False, 3, {"padding": 1, "groups": 2}),
+    ],
+)
+def test_matrix_products_are_the_convolution(norm, is_replaced, kernel, options, monkeypatch):
     monkeypatch.setattr(execution, "_LEAST_WINOGRAD_CHANNELS", 1)
-    conv = Conv2d(3, 4, 3, padding=1, norm=norm, activation=F.relu).double()
-    other = Conv2d(3, 4, 3, padding=1, stride=2).double()
-    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    conv = Conv2d(6, 4, kernel, norm=norm, activation=F.relu, **options).double()
+    inputs = [torch.randn(n, 6, 9, 8, dtype=torch.float64) for n in (2, 0)]
     with torch.no_grad():
-        expected = [layer(x) for layer in (conv, other)]
-        use_winograd(nn.ModuleList([conv, other]))
-        actual = [layer(x) for layer in (conv, other)]
-    assert "forward" in vars(conv) and "forward" not in vars(other)
+        expected = [conv(x) for x in inputs]
+        use_matrix_products(nn.Sequential(conv))
+        actual = [conv(x) for x in inputs]
+    assert ("forward" in vars(conv)) == is_replaced
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 

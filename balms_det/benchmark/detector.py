@@ -37,7 +37,7 @@ from balms_det.modeling import (
     LongTailPredictor,
     criterion_from_options,
     prepared_for_inference,
-    use_winograd,
+    use_matrix_products,
 )
 
 SCORE_THRESHOLD = 0.0001  # as in configs/base_lvis.yaml
@@ -115,7 +115,7 @@ def mask_head(device: str, *, classes: int = 1203, detections: int = 300) -> Ite
     heads = {"defaults": ours}
     if torch.device(device).type == "cpu":
         heads["fast convolutions"] = copy.deepcopy(ours)
-        use_winograd(heads["fast convolutions"])
+        use_matrix_products(heads["fast convolutions"])
     for variant, head in heads.items():
         yield Comparison(
             "detectron2",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 _PROC = Path("/proc/self")
 _MB = 1024 * 1024
@@ -53,7 +54,9 @@ def measure(comparison: Comparison, *, device: str, repeat: int) -> dict[str, An
     """The measured part of a record: times in seconds, memory in MB (2^20 bytes).
 
     Both sides first run once to warm up (unless `repeat` is one, for works that take minutes), once
-    for their outputs and memory, and then `repeat` times in turn for their times.
+    for their outputs and memory, and then `repeat` times in turn for their times. While they warm
+    up, the operations of their convolutions and matrix products are counted, and what these take at
+    least is what a large matrix product of as many operations takes.
 
     A peer that runs out of memory has None for its numbers and "peer_error" "out of memory".
     """
@@ -70,14 +73,14 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
     peer = _Side(comparison.peer, device) if comparison.peer else None
     error = None
     if repeat > 1:
-        ours.run()
+        ours.count_operations()
     outputs = ours.measure_memory()
     difference = None
     if peer is not None:
         try:
             with _memory_limit(device):
                 if repeat > 1:
-                    peer.run()
+                    peer.count_operations()
                 peer_outputs = peer.measure_memory()
         except (MemoryError, RuntimeError) as failure:
             if not _is_out_of_memory(failure):
@@ -108,6 +111,10 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
         "max_abs_diff": difference,
         "repeat": repeat,
     }
+    if ours.operations:
+        speed = _operations_per_second(device, comparison.dtype)
+        record["ours_arithmetic_s"] = ours.operations / speed
+        record["peer_arithmetic_s"] = peer.operations / speed / part if peer else None
     if part != 1:
         record["peer_part"] = part
     if error:
@@ -122,7 +129,13 @@ class _Side:
         self.run = work
         self.seconds: list[float] = []
         self.peak_mb: float | None = None
+        self.operations = 0
         self._on_cuda = torch.device(device).type == "cuda"
+
+    def count_operations(self) -> None:
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        self.operations = counter.get_total_flops()
 
     def measure_time(self) -> None:
         gc.collect()  # or a collection of the other side's garbage may fall into this one's time
@@ -213,6 +226,15 @@ def _memory_limit(device: str) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _operations_per_second(device: str, dtype: str, size: int = 2048) -> float:
+    """Of a product of two square matrices, the best of five."""
+    matrix = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    product = _Side(lambda: matrix @ matrix, device)
+    for _ in range(5):
+        product.measure_time()
+    return 2 * size**3 / min(product.seconds)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,12 @@ Record = Mapping[str, Any]
 def table(records: Sequence[Record]) -> str:
     """A table with a row for each record, and below it machine, versions and commands."""
     varied = [name for name in _sizes(records) if len({r["sizes"].get(name) for r in records}) > 1]
-    headers = ["work", *varied, "peer", "ours", "peer's", "ratio", "peak MB", "peer's MB", "diff."]
+    counted = any("ours_arithmetic_s" in record for record in records)
+    arithmetic = ["arithmetic", "peer's arithmetic"] if counted else []
+    headers = [
+        *("work", *varied, "peer", "ours", "peer's", "ratio"),
+        *(*arithmetic, "peak MB", "peer's MB", "diff."),
+    ]
     rows = []
     for record in records:
         name = ", ".join(part for part in (record["work"], record["variant"]) if part)
@@ -29,6 +34,11 @@ def table(records: Sequence[Record]) -> str:
                 _seconds(record, "ours"),
                 _seconds(record, "peer"),
                 _cell(record["ratio"], ".3g"),
+                *(
+                    _time(record.get(f"{side}_arithmetic_s"))
+                    for side in ("ours", "peer")
+                    if counted
+                ),
                 _cell(record["ours_peak_mb"], ".0f"),
                 _cell(record["peer_peak_mb"], ".0f"),
                 _cell(record["max_abs_diff"], ".1e", zero="0"),
@@ -114,9 +124,20 @@ def _seconds(record: Record, side: str) -> str:
     median = record[f"{side}_s"]
     if median is None:
         return record.get("peer_error", "-")
-    scale, unit = (1, "s") if median >= 1 else (1000, "ms")
+    scale = _scale(median)[0]
     low, high = (scale * value for value in record[f"{side}_range_s"])
-    return f"{scale * median:.3g} {unit} ({low:.3g} to {high:.3g})"
+    return f"{_time(median)} ({low:.3g} to {high:.3g})"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    scale, unit = _scale(seconds)
+    return f"{scale * seconds:.3g} {unit}"
+
+
+def _scale(seconds: float) -> tuple[int, str]:
+    return (1, "s") if seconds >= 1 else (1000, "ms")
 
 
 def _cell(value: float | None, form: str, zero: str | None = None) -> str:

@@ -1,6 +1,6 @@
 """ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
 
-from balms_det.modeling.execution import PRECISIONS, prepared_for_inference, use_winograd
+from balms_det.modeling.execution import PRECISIONS, prepared_for_inference, use_matrix_products
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
@@ -17,5 +17,5 @@ __all__ = [
     "prepared_for_inference",
     "sampled_roi_features",
     "train_on_features",
-    "use_winograd",
+    "use_matrix_products",
 ]

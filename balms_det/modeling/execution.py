@@ -5,10 +5,12 @@ MODEL.LONG_TAIL.INFERENCE asks for it.
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -35,9 +37,9 @@ def prepared_for_inference(model: nn.Module, inference: Any) -> nn.Module:
     if inference.FAST_CONVOLUTIONS:
         fold_norms(model)
         model.to(memory_format=torch.channels_last)
-        # Graphics processors have Winograd's algorithm in their libraries.
+        # Graphics processors have libraries that do this.
         if model.device.type == "cpu" and dtype is None:
-            use_winograd(model)
+            use_matrix_products(model)
     if inference.COMPILE_BACKBONE:
         model.backbone.compile(dynamic=True)  # images differ in size
     if dtype is not None:
@@ -57,22 +59,37 @@ def fold_norms(model: nn.Module) -> None:
             conv.norm = None
 
 
-def use_winograd(model: nn.Module) -> None:
-    """Compute the 3 x 3 convolutions of many channels by Winograd's algorithm."""
+def use_matrix_products(model: nn.Module) -> None:
+    """Compute convolutions as matrix products: 1 x 1, and by Winograd's algorithm 3 x 3.
+
+    PyTorch's own convolution of 1 x 1 of a single image uses one of a processor's cores.
+    """
     for conv in model.modules():
-        if (
-            isinstance(conv, Conv2d)
-            and conv.kernel_size == (3, 3)
-            and conv.stride == conv.padding == conv.dilation == (1, 1)
-            and conv.groups == 1
+        if not isinstance(conv, Conv2d) or conv.groups != 1 or conv.dilation != (1, 1):
+            continue
+        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
+            convolve = partial(_pointwise_conv2d, conv)
+        elif (
+            conv.kernel_size == (3, 3)
+            and conv.stride == conv.padding == (1, 1)
             and min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
         ):
-            # In its place, for Detectron2's modules also hold their layers in plain lists.
-            conv.forward = partial(_winograd_forward, conv, winograd_weight(conv.weight))
+            weight = winograd_weight(conv.weight)
+            convolve = partial(winograd_conv2d, weight=weight, bias=conv.bias)
+        else:
+            continue
+        # In its place, for Detectron2's modules also hold their layers in plain lists.
+        conv.forward = partial(_forward, conv, convolve)
 
 
-def _winograd_forward(conv: Conv2d, weight: Tensor, x: Tensor) -> Tensor:
-    x = winograd_conv2d(x, weight, conv.bias)
+def _forward(conv: Conv2d, convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = convolve(x)
     if conv.norm is not None:
         x = conv.norm(x)
     return x if conv.activation is None else conv.activation(x)
+
+
+def _pointwise_conv2d(conv: Conv2d, x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, D, H', W'), both best with channels last in memory."""
+    pixels = x[:, :, :: conv.stride[0], :: conv.stride[1]].permute(0, 2, 3, 1)
+    return F.linear(pixels, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)

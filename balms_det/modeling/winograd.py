@@ -13,7 +13,6 @@ Shapes: N images, C and D channels of input and output, H x W pixels, T tiles.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _TILES = 512  # measured, of 128 to 1024
@@ -39,8 +38,9 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     n, channels, height, width = x.shape
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
-    padding = (0, 0, 1, 2 * columns + 1 - width, 1, 2 * rows + 1 - height)
-    padded = F.pad(x.permute(0, 2, 3, 1), padding)
+    padded = x.new_empty(n, 2 * rows + 2, 2 * columns + 2, channels)
+    padded[:, 0] = padded[:, height + 1 :] = padded[:, :, 0] = padded[:, :, width + 1 :] = 0
+    padded[:, 1 : height + 1, 1 : width + 1] = x.permute(0, 2, 3, 1)
     y = x.new_empty(n, 2 * rows, 2 * columns, weight.shape[-1])
     # As many tiles at a time as stay in the cache: whole images, or some rows of one.
     images_at_once = max(1, _TILES // (rows * columns))
