@@ -20,7 +20,7 @@ from balms_det.benchmark import (
     report,
     sizes_of,
 )
-from balms_det.benchmark.detector import largest_difference_of_detections
+from balms_det.benchmark.detector import largest_differences_of_detections
 from balms_det.benchmark.measure import measure
 from balms_det.errors import InputError
 
@@ -150,7 +150,10 @@ def detections(boxes, classes, scores):
 def test_a_detection_that_one_side_lacks_counts_with_its_score():
     box, other = [0, 0, 10, 10], [50, 50, 60, 60]
     both = detections([box, other], [1, 2], [0.9, 0.5])
-    difference = largest_difference_of_detections
+
+    def difference(ours, peer):
+        return max(largest_differences_of_detections(ours, peer).values())
+
     assert difference(both, both) == 0
     swapped = detections([other, box], [2, 1], [0.5, 0.9])
     assert difference(both, swapped) == 0
@@ -163,6 +166,9 @@ def test_a_detection_that_one_side_lacks_counts_with_its_score():
     none = detections([], [], [])
     assert difference(none, none) == 0
     assert difference(none, one) == difference(one, none) == pytest.approx(0.9)
+    moved = detections([[0, 0.25, 10, 10]], [1], [0.8])
+    apart = largest_differences_of_detections(one, moved)
+    assert apart == pytest.approx({"scores": 0.1, "pixels": 0.25})
 
 
 def test_box_selection_is_bit_identical():

@@ -80,7 +80,7 @@ def box_selection(
             "detectron2",
             lambda logits=logits, deltas=deltas: ours.inference((logits, deltas), [image])[0][0],
             lambda padded=padded, deltas=deltas: stock.inference((padded, deltas), [image])[0][0],
-            largest_difference_of_detections,
+            largest_differences_of_detections,
             variant=variant,
             sizes={"candidates": candidates},
         )
@@ -181,7 +181,7 @@ def image(
             "detectron2",
             partial(detect, prepared_for_inference(ours, inference)),
             partial(detect, prepared_for_inference(stock, peer_inference)),
-            largest_difference_of_detections,
+            largest_differences_of_detections,
             variant=variant,
             dtype=inference.PRECISION,
         )
@@ -260,8 +260,8 @@ class _TrainStep:
         return values
 
 
-def largest_difference_of_detections(ours: Instances, peer: Instances) -> float:
-    """Of scores in [0, 1] and of box coordinates in pixels, over detections that are the same.
+def largest_differences_of_detections(ours: Instances, peer: Instances) -> dict[str, float]:
+    """Of "scores" in [0, 1] and of box coordinates in "pixels", over detections that are the same.
 
     Two are the same if they are of one class, and their boxes nearest to each other and less than a
     pixel apart. A detection that only one side has counts with its score.
@@ -270,15 +270,19 @@ def largest_difference_of_detections(ours: Instances, peer: Instances) -> float:
     distance = torch.cdist(ours_boxes, peer_boxes, p=float("inf"))
     distance[ours.pred_classes[:, None] != peer.pred_classes] = float("inf")
     if not distance.numel():
-        return float(torch.cat([ours.scores, peer.scores, ours.scores.new_zeros(1)]).max())
+        scores = torch.cat([ours.scores, peer.scores, ours.scores.new_zeros(1)])
+        return {"scores": float(scores.max()), "pixels": 0.0}
     nearest, index = distance.min(dim=1)
     mutual = distance.argmin(dim=0)[index] == torch.arange(len(ours), device=index.device)
     same = mutual & (nearest < 1)
     alone = torch.ones_like(peer.scores, dtype=torch.bool)
     alone[index[same]] = False
     scores = (ours.scores[same] - peer.scores[index[same]]).abs()
-    differences = [nearest[same], scores, ours.scores[~same], peer.scores[alone]]
-    return max(float(values.max()) for values in differences if values.numel())
+    zero = scores.new_zeros(1)
+    return {
+        "scores": float(torch.cat([scores, ours.scores[~same], peer.scores[alone], zero]).max()),
+        "pixels": float(torch.cat([nearest[same], zero]).max()),
+    }
 
 
 def largest_difference(ours: Tensor, peer: Tensor) -> float:

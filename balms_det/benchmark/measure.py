@@ -31,8 +31,8 @@ class Comparison:
         peer_name: whose way of doing it `peer` is, e.g. "detectron2".
         ours: does the work once and returns its outputs.
         peer: the same by the peer; None where there is none.
-        difference: the largest absolute difference between the outputs of `ours` and of `peer`;
-            None where these are not comparable.
+        difference: the largest absolute difference between the outputs of `ours` and of `peer`, or
+            several by name; None where these are not comparable.
         variant: tells several comparisons of one work apart.
         dtype: of `ours`.
         sizes: how much work it is, by name.
@@ -43,7 +43,7 @@ class Comparison:
     peer_name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any] | None
-    difference: Callable[[Any, Any], float] | None = None
+    difference: Callable[[Any, Any], float | Mapping[str, float]] | None = None
     variant: str = ""
     dtype: str = "float32"
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
     if repeat > 1:
         ours.count_operations()
     outputs = ours.measure_memory()
-    difference = None
+    differences: dict[str, float] = {}
     if peer is not None:
         try:
             with _memory_limit(device):
@@ -88,8 +88,10 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
             peer, error = None, "out of memory"
         else:
             if comparison.difference is not None:
-                difference = float(comparison.difference(outputs, peer_outputs))
-                assert math.isfinite(difference)  # JSON would turn it to null: "not compared"
+                found = comparison.difference(outputs, peer_outputs)
+                differences = dict(found) if isinstance(found, Mapping) else {"": float(found)}
+                # JSON would turn others to null: "not compared".
+                assert all(map(math.isfinite, differences.values()))
             del peer_outputs
     del outputs
     sides = [side for side in (ours, peer) if side]
@@ -108,13 +110,15 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
         "peer_range_s": [min(peer.seconds) / part, max(peer.seconds) / part] if peer else None,
         "ours_peak_mb": ours.peak_mb,
         "peer_peak_mb": peer.peak_mb if peer else None,
-        "max_abs_diff": difference,
+        "max_abs_diff": max(differences.values(), default=None),
         "repeat": repeat,
     }
     if ours.operations:
         speed = _operations_per_second(device, comparison.dtype)
         record["ours_arithmetic_s"] = ours.operations / speed
         record["peer_arithmetic_s"] = peer.operations / speed / part if peer else None
+    if len(differences) > 1:
+        record["differences"] = differences
     if part != 1:
         record["peer_part"] = part
     if error:

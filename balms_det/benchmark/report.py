@@ -41,7 +41,7 @@ def table(records: Sequence[Record]) -> str:
                 ),
                 _cell(record["ours_peak_mb"], ".0f"),
                 _cell(record["peer_peak_mb"], ".0f"),
-                _cell(record["max_abs_diff"], ".1e", zero="0"),
+                _difference(record),
             ]
         )
     lines = markdown.table(headers, rows, left=(0, headers.index("peer")))
@@ -138,6 +138,14 @@ def _time(seconds: float | None) -> str:
 
 def _scale(seconds: float) -> tuple[int, str]:
     return (1, "s") if seconds >= 1 else (1000, "ms")
+
+
+def _difference(record: Record) -> str:
+    """The largest, and which it is where there are several that are not zero."""
+    largest = _cell(record["max_abs_diff"], ".1e", zero="0")
+    if not record["max_abs_diff"] or "differences" not in record:
+        return largest
+    return ", ".join(f"{value:.1e} {name}" for name, value in record["differences"].items())
 
 
 def _cell(value: float | None, form: str, zero: str | None = None) -> str:
