@@ -65,9 +65,10 @@ def _convolve(x: Tensor, weight: Tensor, y: Tensor) -> None:
         _input_transform([along_rows[i, :, :, j : j + width - 1 : 2] for j in range(4)], tiles[i])
     products = torch.bmm(tiles.view(16, -1, x.shape[-1]), weight)
     products = products.view(4, 4, n, height // 2, width // 2, -1)
-    sums = _output_transform(products)
-    y[:, 0::2, 0::2], y[:, 0::2, 1::2] = _output_transform(sums[0])
-    y[:, 1::2, 0::2], y[:, 1::2, 1::2] = _output_transform(sums[1])
+    sums = products.new_empty(2, *products.shape[1:])
+    _output_transform(products, sums[0], sums[1])
+    for row in range(2):
+        _output_transform(sums[row], y[:, row::2, 0::2], y[:, row::2, 1::2])
 
 
 def _input_transform(d: list[Tensor], out: Tensor) -> None:
@@ -78,6 +79,7 @@ def _input_transform(d: list[Tensor], out: Tensor) -> None:
     torch.sub(d[1], d[3], out=out[3])
 
 
-def _output_transform(m: Tensor) -> tuple[Tensor, Tensor]:
-    """A^T m for the four entries of `m`."""
-    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+def _output_transform(m: Tensor, first: Tensor, second: Tensor) -> None:
+    """A^T m for the four entries of `m`, written into its two entries."""
+    torch.add(m[0], m[1], out=first).add_(m[2])
+    torch.sub(m[1], m[2], out=second).sub_(m[3])
