@@ -147,7 +147,8 @@ def _main_table(runs: Runs) -> str:
                 str(len(of_method)),
             ]
         )
-    return markdown.table(["method", "trained", *METRICS, "box AP", "seeds"], rows)
+    headers = ["method", "trained", *METRICS, "box AP", "seeds"]
+    return markdown.table(headers, rows, left=(0, 1))
 
 
 def _caps_table(runs: Runs, metric: str) -> str:
@@ -183,8 +184,8 @@ def _intervals(stored: Mapping[str, Any], runs: Runs) -> list[str]:
     baseline = titles[stored["baseline"]]
     return [
         f"### Differences from {baseline}\n",
-        f"With {stored['confidence']:.0%} bootstrap intervals over images, the runs of "
-        f"{len(stored['seeds'])} seeds taken together.\n",
+        f"With {stored['confidence']:.0%} bootstrap intervals over images, of the runs with seed "
+        f"{', '.join(map(str, stored['seeds']))} taken together.\n",
         markdown.table(["method", *METRICS], rows) + "\n",
     ]
 
@@ -204,7 +205,9 @@ def _provenance(runs: Runs) -> str:
         )
     first = next(iter(runs.values()))[0]
     return (
-        markdown.table(["method", "command", "iterations", "minutes", "commit"], rows)
+        markdown.table(
+            ["method", "command", "iterations", "minutes", "commit"], rows, left=(0, 1, 4)
+        )
         + f"\n\nOn {describe(first)}."
     )
 
