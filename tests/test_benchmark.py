@@ -171,6 +171,23 @@ def test_a_detection_that_one_side_lacks_counts_with_its_score():
     assert apart == pytest.approx({"scores": 0.1, "pixels": 0.25})
 
 
+def test_the_operations_of_both_sides_are_counted_while_they_warm_up():
+    sizes = {"classes": 50, "detections": 4}
+    found = list(records("mask_head", device="cpu", repeat=2, sizes=sizes))
+    pixels, channels = 4 * 14 * 14, 256
+
+    def products(per_pixel, masks):
+        """Of four convolutions, one transposed to twice the size, and the masks at that size."""
+        return pixels * ((4 * per_pixel + 4) * channels**2 + 4 * masks * channels)
+
+    # Winograd's algorithm has 16 products for 4 pixels, in the place of 9 for each.
+    for record, ours in zip(found, (products(9, 1), products(4, 1)), strict=True):
+        ratio = record["peer_arithmetic_s"] / record["ours_arithmetic_s"]
+        assert ratio == pytest.approx(products(9, 50) / ours, rel=1e-6)
+    for record in records("mask_head", device="cpu", repeat=1, sizes=sizes):
+        assert "ours_arithmetic_s" not in record
+
+
 def test_box_selection_is_bit_identical():
     for record in records("box_selection", device="cpu", repeat=1, sizes={"classes": 100}):
         assert record["max_abs_diff"] == 0
