@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.output.resolve(),
             ROOT / "tools" / "train_net.py",
             workers=os.cpu_count() or 1,
-            arguments=("--num-gpus", str(args.num_gpus)),
+            # Runs at the same time must not meet at one port.
+            arguments=("--num-gpus", str(args.num_gpus), "--dist-url", "auto"),
             deadline=time.monotonic() + 60 * args.minutes,
         )
         # Seed by seed, so that a table with every method is there as early as can be; first those
