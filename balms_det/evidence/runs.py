@@ -264,9 +264,7 @@ def _train(run: Run, workspace: Workspace, output: Path) -> None:
     folder = _generated(run.data, workspace)
     if run.method.sampled_counts:
         options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
-    arguments = _arguments(run.suite, folder, options)
-    workspace.run([mode, *arguments], output / "stdout.txt", run.suite.threads)
-    _remove_intermediate(output)
+    _train_net(mode, run.suite, folder, options, workspace)
 
 
 def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
@@ -294,20 +292,23 @@ def _pretrained(suite: Suite, workspace: Workspace) -> Path:
         if not checkpoint.is_file():
             folder = _generated(suite.pretraining, workspace)
             options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
-            arguments = _arguments(suite, folder, options)
-            workspace.run(["--resume", *arguments], output / "stdout.txt", suite.threads)
-            _remove_intermediate(output)
+            _train_net("--resume", suite, folder, options, workspace)
     return checkpoint
 
 
-def _arguments(suite: Suite, folder: Path, options: Mapping[str, Any]) -> list[str]:
-    """Of tools/train_net.py, to train on the data set in `folder`."""
+def _train_net(
+    mode: str, suite: Suite, folder: Path, options: Mapping[str, Any], workspace: Workspace
+) -> None:
+    """Run tools/train_net.py on the data set in `folder`."""
+    output: Path = options["OUTPUT_DIR"]
     datasets = []
     for split in ("train", "val"):
         path = annotation_path(folder, split)
         datasets += ["--dataset", f"glyphs_lt_{split}", str(path), str(folder)]
     pairs = [str(word) for pair in options.items() for word in pair]
-    return ["--config-file", config_file(suite.config), *datasets, *pairs]
+    arguments = [mode, "--config-file", config_file(suite.config), *datasets, *pairs]
+    workspace.run(arguments, output / "stdout.txt", suite.threads)
+    _remove_intermediate(output)
 
 
 def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
