@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tool_status import exit_status
 
-from balms_det import command_line
 from balms_det.class_stats import ClassStats, frequency_group
 from balms_det.errors import InputError
 
@@ -276,21 +275,11 @@ def test_saving_replaces_the_file_whole_or_not_at_all(tmp_path, monkeypatch):
         GOOD.save(tmp_path / "no" / "such" / "folder.json")
 
 
-def run_tool(*arguments):
-    """The tool's exit status."""
-    main = runpy.run_path(str(TOOL))["main"]
-    try:
-        command_line.run_tool(lambda: main([str(argument) for argument in arguments]))
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
 def test_the_tool_prints_a_summary_and_writes_statistics_and_plot(tmp_path, capsys):
     content = make_content([1, 2, 3], [1, 2], [(1, 1, 0), (1, 1, 0), (1, 1, 0), (2, 3, 0)])
     path = write(tmp_path, content)
     out, plot = tmp_path / "stats.json", tmp_path / "plot.png"
-    assert run_tool(path, "--json", out, "--plot", plot) == 0
+    assert exit_status(TOOL, path, "--json", out, "--plot", plot) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("3 classes, 4 instances, 2 images, 2 of them annotated\n")
     assert "1 classes have no instance" in printed
@@ -301,7 +290,7 @@ def test_the_tool_prints_a_summary_and_writes_statistics_and_plot(tmp_path, caps
 
 def test_the_tool_summarises_a_data_set_without_annotations(tmp_path, capsys):
     path = write(tmp_path, make_content([1], [], []))
-    assert run_tool(path, "--plot", tmp_path / "plot.png") == 0
+    assert exit_status(TOOL, path, "--plot", tmp_path / "plot.png") == 0
     assert "1 classes have no instance" in capsys.readouterr().out
 
 
@@ -314,6 +303,6 @@ def test_the_tool_ends_with_one_sentence_and_status_2(tmp_path, capsys):
         ([path, "--json", tmp_path / "no" / "stats.json"], "stats.json: the statistics cannot"),
         (["unheard_of"], "'unheard_of' is not registered"),
     ]:
-        assert run_tool(*arguments) == 2
+        assert exit_status(TOOL, *arguments) == 2
         printed = capsys.readouterr().err
         assert printed.startswith("error: ") and message in printed

@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
+from tool_status import exit_status
 
-from balms_det import command_line
 from balms_det.dataset_check import Fault, _run_lengths, check_dataset
 from balms_det.errors import InputError
 
@@ -369,39 +368,29 @@ def test_run_lengths_are_those_of_pycocotools(mask):
     np.testing.assert_array_equal(flat, mask.flatten(order="F"))
 
 
-def run_tool(*arguments):
-    """The tool's exit status."""
-    main = runpy.run_path(str(TOOL))["main"]
-    try:
-        command_line.run_tool(lambda: main([str(argument) for argument in arguments]))
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
 def test_the_tool_tells_by_its_exit_status(data_set, capsys):
     path = data_set / "set.json"
-    assert run_tool(path, data_set) == 0
+    assert exit_status(TOOL, path, data_set) == 0
     assert capsys.readouterr().out == f"{path}: faults: 0, warnings: 0\n"
-    assert run_tool(path) == 0
+    assert exit_status(TOOL, path) == 0
     assert "the pictures were not checked" in capsys.readouterr().out
 
     content = sound_content()
     content["annotations"].pop(0)
     write(data_set, content)
-    assert run_tool(path, data_set) == 0
+    assert exit_status(TOOL, path, data_set) == 0
     warning, summary = capsys.readouterr().out.splitlines()
     assert warning.startswith("warning: zero_instance_classes: ") and "'class 5'" in warning
     assert summary == f"{path}: faults: 0, warnings: 1"
 
     (data_set / "train" / "9.jpg").unlink()
-    assert run_tool(path, data_set) == 1
+    assert exit_status(TOOL, path, data_set) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].startswith("error: missing_image: image 9 (train/9.jpg): ")
     assert printed[-1] == f"{path}: faults: 1, warnings: 1"
 
     path.write_text("{")
-    assert run_tool(path, data_set) == 2
+    assert exit_status(TOOL, path, data_set) == 2
     assert capsys.readouterr().err.startswith(f"error: {path}: this is not valid JSON")
 
 
