@@ -16,7 +16,6 @@ from lvis import LVIS
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from balms_det import synthetic
 from balms_det.errors import InputError
 from balms_det.synthetic import (
     MAX_CLASSES,
@@ -24,11 +23,14 @@ from balms_det.synthetic import (
     annotation_path,
     balanced_counts,
     class_name,
+    dataset,
     exponential_curve,
     generate,
     glyph_characters,
+    glyphs,
     long_tail_counts,
     lvis_v1_curve,
+    pictures,
     zipf_curve,
 )
 
@@ -196,8 +198,8 @@ def test_masks_have_the_holes_of_their_characters(folder):
 
 
 def test_masks_cover_what_the_picture_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "_vivid_colours", lambda rng: np.full((2, 3), 255.0))
-    monkeypatch.setattr(synthetic, "_muted_colours", lambda rng: np.zeros((2, 3)))
+    monkeypatch.setattr(pictures, "_vivid_colours", lambda rng: np.full((2, 3), 255.0))
+    monkeypatch.setattr(pictures, "_muted_colours", lambda rng: np.zeros((2, 3)))
     options = GlyphOptions(train_images=5, val_images=1, size=256, not_exhaustive=0)
     generate(tmp_path, options)
     content = read(tmp_path, "train")
@@ -367,7 +369,7 @@ def test_one_class_is_enough(tmp_path):
 
 def test_the_1203_glyphs_look_different():
     """Drawn at another size, and compared another way, than the generator does."""
-    font = ImageFont.truetype(synthetic._font_path(), 64)
+    font = ImageFont.truetype(glyphs._font_path(), 64)
     bitmaps = []
     for character in glyph_characters(MAX_CLASSES):
         canvas = Image.new("L", (256, 256))
@@ -459,7 +461,7 @@ def test_other_options_replace_everything(tmp_path):
 
 
 def test_an_interrupted_run_leaves_no_annotations_and_can_be_repeated(tmp_path, monkeypatch):
-    draw = synthetic._draw_image
+    draw = dataset.draw_image
 
     def interrupted(task, **settings):
         if task.image_id == 7:
@@ -467,7 +469,7 @@ def test_an_interrupted_run_leaves_no_annotations_and_can_be_repeated(tmp_path, 
         return draw(task, **settings)
 
     generate(tmp_path / "run", SMALL)
-    monkeypatch.setattr(synthetic, "_draw_image", interrupted)
+    monkeypatch.setattr(dataset, "draw_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "run", SPARSE)
     assert not list((tmp_path / "run").glob("*.json"))

@@ -269,6 +269,20 @@ ABLATIONS = {
             for kind in ("cached", "uncached")
         ),
     ),
+    "lws": Ablation(
+        "Is it the learning rate that keeps LWS near its base?",
+        tuple(
+            Method(
+                f"lr_{rate:g}",
+                f"learning rate {rate:g}",
+                "lws",
+                {"SOLVER.BASE_LR": rate, "SOLVER.WEIGHT_DECAY": decay},
+                stage="second",
+            )
+            # Decay pulls the scales to zero with a force that grows with the rate.
+            for rate, decay in ((0.001, 0.05), (0.01, 0.05), (0.1, 0.0))
+        ),
+    ),
     "rfs_threshold": Ablation(
         "Which threshold of repeat factor sampling, for the classifier on frozen features?",
         tuple(
