@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 import yaml
@@ -286,6 +287,23 @@ def test_the_page_holds_every_stored_run_and_the_same_runs_give_the_same_page(
     (runs_dir / suite.name / "rfs-s1.json").write_bytes(orjson.dumps(run))
     page.write_page(runs_dir, path)
     assert path.read_text() != text
+
+
+def test_an_ablation_has_the_rarest_third_and_the_base_of_a_correction(suite, workspace):
+    base, _ = [perform(suite, workspace, "rfs", seed)[1] for seed in (1, 2)]
+    variant = next(v for v in ABLATIONS["posthoc"].variants if v.base == "rfs")
+    runs_dir, path = workspace.root / "runs", workspace.root / "RESULTS.md"
+    run = runs.perform(runs.Run(suite, variant, 1, "posthoc"), workspace, runs_dir, root=ROOT)
+    page.write_page(runs_dir, path)
+    section = path.read_text().split(ABLATIONS["posthoc"].question)[1]
+    header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in header.split("|")].index("rarest third")
+    for row, stored in zip(rows, (base, run), strict=True):
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[1] == stored["title"] and cells[-2] == "1"
+        in_order = np.argsort(stored["classes"]["image_count"], kind="stable")[:2]
+        expected = np.array(stored["per_class"]["segm_AP"])[in_order].mean()
+        assert cells[column] == f"{expected:.1f}"
 
 
 @pytest.mark.e2e

@@ -26,6 +26,34 @@ _STAGES = {
     "test": "test time, on {base}",
 }
 
+
+def _segm(metric: str) -> Callable[[StoredRun], float]:
+    return lambda run: float(run["caps"][str(run["cap"])]["segm"][metric])
+
+
+def _rarest_third(run: StoredRun) -> float:
+    """Mean AP of the third of the classes with the fewest training images, -1 without any.
+
+    It is there at any imbalance, as LVIS's groups are not.
+    """
+    counts = run["classes"]["image_count"]
+    rarest = sorted(range(len(counts)), key=counts.__getitem__)[: len(counts) // 3]
+    aps = [run["per_class"]["segm_AP"][index] for index in rarest]
+    measured = [ap for ap in aps if ap is not None]
+    return statistics.mean(measured) if measured else -1.0
+
+
+_MAIN_COLUMNS = {
+    **{metric: _segm(metric) for metric in METRICS},
+    "AP-Fixed": lambda run: float(run["fixed"]["segm"]["AP"]),
+    "box AP": lambda run: float(run["caps"][str(run["cap"])]["bbox"]["AP"]),
+}
+_ABLATION_COLUMNS = {
+    **{metric: _segm(metric) for metric in METRICS},
+    "rarest third": _rarest_third,
+    "AP-Fixed": _MAIN_COLUMNS["AP-Fixed"],
+}
+
 _INTRODUCTION = """\
 # Results
 
@@ -70,7 +98,7 @@ def write_page(runs_dir: Path, page: Path) -> None:
             if variants:
                 parts.append(f"### {ablation.question}\n")
                 parts.append(f"`--suite {suite.name} --ablation {name}`\n")
-                parts.append(_main_table(variants) + "\n")
+                parts.append(_table(_with_bases(variants, runs), _ABLATION_COLUMNS) + "\n")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts), encoding="utf-8")
 
@@ -79,7 +107,7 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
     cap = next(iter(runs.values()))[0]["cap"]
     parts = [
         f"Masks, with at most {cap} detections of an image counted.\n",
-        _main_table(runs) + "\n",
+        _table(runs, _MAIN_COLUMNS) + "\n",
     ]
     path = folder / INTERVALS
     if path.is_file():
@@ -134,21 +162,33 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
     return parts
 
 
-def _main_table(runs: Runs) -> str:
+def _table(runs: Runs, columns: Mapping[str, Callable[[StoredRun], float]]) -> str:
     rows = []
     for of_method in runs.values():
-        cap = str(of_method[0]["cap"])
         rows.append(
             [
                 _title(of_method),
                 _STAGES[of_method[0]["stage"]].format(base=of_method[0]["base"]),
-                *_cells(of_method, lambda run, cap=cap: run["caps"][cap]["segm"]),
-                _mean_deviation([run["caps"][cap]["bbox"]["AP"] for run in of_method]),
+                *(
+                    _mean_deviation([value_of(run) for run in of_method])
+                    for value_of in columns.values()
+                ),
                 str(len(of_method)),
             ]
         )
-    headers = ["method", "trained", *METRICS, "box AP", "seeds"]
-    return markdown.table(headers, rows, left=(0, 1))
+    return markdown.table(["method", "trained", *columns, "seeds"], rows, left=(0, 1))
+
+
+def _with_bases(variants: Runs, runs: Runs) -> Runs:
+    """The variants, and before what only corrects a base at test time, that base's same seeds."""
+    shown: Runs = {}
+    for name, of_variant in variants.items():
+        base = of_variant[0]["base"]
+        if of_variant[0]["stage"] == "test" and base in runs:
+            seeds = [run["seed"] for run in of_variant]
+            shown[base] = [run for run in runs[base] if run["seed"] in seeds]
+        shown[name] = of_variant
+    return shown
 
 
 def _caps_table(runs: Runs, metric: str) -> str:

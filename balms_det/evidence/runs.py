@@ -363,21 +363,20 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
         "base": run.base.method.name if run.base else None,
         "seed": run.seed,
         "options": run.options(),
+        "data": dict(run.method.data),
         "commit": commit(root),
         **environment(threads=run.suite.threads),
         "iterations": 1 + history[-1]["iteration"] if history else 0,
         "minutes_of_training": round(record.training_seconds(history) / 60, 2),
         "cap": cfg.TEST.DETECTIONS_PER_IMAGE,
         **scores,
-        "learning_curve": record.learning_curve(history),
-    }
-    if run.ablation:
-        del result["per_class"], result["learning_curve"]
-    else:
-        result["classes"] = {
+        "classes": {
             key: [category[key] for category in categories]
             for key in ("image_count", "instance_count", "frequency")
-        }
+        },
+    }
+    if not run.ablation:  # no picture is drawn of it
+        result["learning_curve"] = record.learning_curve(history)
     return result
 
 
