@@ -1,8 +1,10 @@
 """Tables in Markdown documents."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+from balms_det.atomic_file import atomic_file
 from balms_det.errors import InputError
 
 
@@ -14,19 +16,23 @@ def table(
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, rules, *rows))
 
 
-def replace_block(document: str, name: str, content: str) -> str:
-    """`document` with `content` between the markers of `name`.
+def update_blocks(document: Path, contents: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each name in a document.
 
     The markers are the comments ``<!-- report: name -->`` and ``<!-- /report -->``.
 
     Raises:
-        InputError: the markers are not there.
+        InputError: the markers of a name are not there; the document is as it was.
     """
-    pattern = re.compile(rf"(<!-- report: {re.escape(name)} -->\n).*?(<!-- /report -->)", re.DOTALL)
-    replaced, count = pattern.subn(lambda m: f"{m[1]}\n{content}\n\n{m[2]}", document)
-    if count != 1:
-        raise InputError(
-            f"the document has {count} blocks <!-- report: {name} --> ... <!-- /report -->, "
-            "expected one; add the two comments where the table shall stand"
-        )
-    return replaced
+    text = document.read_text(encoding="utf-8")
+    for name, content in contents.items():
+        pattern = rf"(<!-- report: {re.escape(name)} -->\n).*?(<!-- /report -->)"
+        literal = content.replace("\\", r"\\")
+        text, count = re.subn(pattern, rf"\1\n{literal}\n\n\2", text, flags=re.DOTALL)
+        if count != 1:
+            raise InputError(
+                f"{document} has {count} blocks <!-- report: {name} --> ... <!-- /report -->, "
+                "expected one; add the two comments where the table shall stand"
+            )
+    with atomic_file(document) as file:
+        file.write(text.encode())

@@ -369,3 +369,14 @@ def test_the_page_of_results_is_that_of_the_stored_runs(tmp_path):
     page.write_page(ROOT / "docs" / "runs" / "glyphs_lt", tmp_path / "RESULTS.md")
     written = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
     assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == written
+
+
+def test_the_readmes_table_is_that_of_the_stored_runs():
+    table = page.short_table(GLYPHS_LT_CPU, ROOT / "docs" / "runs" / "glyphs_lt")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- report: glyphs_lt_cpu -->\n\n{table}\n\n<!-- /report -->" in readme
+
+
+def test_without_stored_runs_there_is_no_short_table(tmp_path):
+    with pytest.raises(InputError, match="holds no runs"):
+        page.short_table(GLYPHS_LT_CPU, tmp_path)

@@ -3,11 +3,13 @@
     python tools/compare.py --suite glyphs_lt_cpu --methods rfs balsig --seeds 1 2 3 --jobs 2
     python tools/compare.py --suite glyphs_lt_cpu --ablation margin --seeds 1
     python tools/compare.py --report
+    python tools/compare.py --report --into README.md
 
 Data and pretrained weights are made on the way, and what a method starts from is run first. Runs
 that are stored already are left as they are; one that was interrupted, or stopped by --minutes,
 goes on where it was when the same command is given again. Each result is one file in
-docs/runs/glyphs_lt/SUITE/.
+docs/runs/glyphs_lt/SUITE/. --into puts a short table of the suite between <!-- report: SUITE -->
+and <!-- /report --> in another document.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from balms_det import markdown
 from balms_det.atomic_file import atomic_file
 from balms_det.command_line import run_tool
 from balms_det.evaluation import read_predictions
@@ -71,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="run nothing; write the page from the stored runs"
     )
+    parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its short table")
     return parser.parse_args(argv)
 
 
@@ -159,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("The time is over; the same command goes on from here.")
     page.write_page(args.runs, args.page)
     print(f"Wrote {args.page}.")
+    if args.into:
+        markdown.update_blocks(args.into, {suite.name: page.short_table(suite, args.runs)})
 
 
 if __name__ == "__main__":

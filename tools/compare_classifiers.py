@@ -19,7 +19,6 @@ from pathlib import Path
 
 import orjson
 
-from balms_det.atomic_file import atomic_file
 from balms_det.classification import Trainer, load_config
 from balms_det.classification.report import (
     comparison_table,
@@ -31,7 +30,7 @@ from balms_det.classification.results import load_runs, run_file, store_run
 from balms_det.command_line import run_tool
 from balms_det.config import config_file
 from balms_det.errors import InputError
-from balms_det.markdown import replace_block
+from balms_det.markdown import update_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"
@@ -93,7 +92,7 @@ def update(document: Path, folder: Path) -> None:
         InputError: the document lacks the markers of a table.
     """
     published = orjson.loads((folder / "published.json").read_bytes())
-    text = document.read_text(encoding="utf-8")
+    tables = {}
     for suite, (methods, imbalances) in SUITES.items():
         runs = load_runs(folder, suite)
         numbers = published["accuracy"].get(suite.removesuffix("_cpu"), {})
@@ -102,13 +101,10 @@ def update(document: Path, folder: Path) -> None:
             plot = Path("images") / f"{suite}_marginals.png"
             plot_marginals(runs, methods, imbalances, document.parent / plot)
             parts += [provenance(runs), f"![Marginal likelihood of the labels, by method]({plot})"]
-        text = replace_block(text, suite, "\n\n".join(parts))
+        tables[suite] = "\n\n".join(parts)
     throughput = folder / "throughput.json"
-    text = replace_block(
-        text, "throughput", throughput_table(orjson.loads(throughput.read_bytes()))
-    )
-    with atomic_file(document) as file:
-        file.write(text.encode())
+    tables["throughput"] = throughput_table(orjson.loads(throughput.read_bytes()))
+    update_blocks(document, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -104,11 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with atomic_file(args.save) as file:
             file.write(orjson.dumps(runs[0], option=orjson.OPT_INDENT_2))
     if args.into:
-        text = args.into.read_text(encoding="utf-8")
-        for run in runs:
-            text = markdown.replace_block(text, run["name"], table([run]))
-        with atomic_file(args.into) as file:
-            file.write(text.encode())
+        markdown.update_blocks(args.into, {run["name"]: table([run]) for run in runs})
     else:
         print(table(runs))
 

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from balms_det import markdown
+from balms_det.errors import InputError
 from balms_det.evidence import plots
 from balms_det.evidence.intervals import METRICS
 from balms_det.evidence.methods import ABLATIONS, METHODS
@@ -101,6 +102,23 @@ def write_page(runs_dir: Path, page: Path) -> None:
                 parts.append(_table(_with_bases(variants, runs), _ABLATION_COLUMNS) + "\n")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def short_table(suite: Suite, runs_dir: Path) -> str:
+    """A few methods' AP and how it was had, for another document.
+
+    Raises:
+        InputError: no run of the suite is stored.
+    """
+    runs = load_runs(runs_dir / suite.name, list(METHODS))
+    if not runs:
+        raise InputError(f"{runs_dir / suite.name} holds no runs; run the suite without --report")
+    drawn = {name: runs[name] for name in _DRAWN if name in runs}
+    first = next(iter(runs.values()))[0]
+    return (
+        _table(drawn, {metric: _segm(metric) for metric in METRICS})
+        + f"\n\n{suite.name}, masks, percent, mean ± standard deviation; {describe(first)}."
+    )
 
 
 def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
