@@ -12,7 +12,7 @@ from balms_det.data.loader import (
     build_test_loader,
     build_train_loader,
     load_train_dataset,
-    sampler_of,
+    meta_sampler_of,
     with_index,
 )
 from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
@@ -30,6 +30,6 @@ __all__ = [
     "load_dataset_dicts",
     "load_train_dataset",
     "register_dataset",
-    "sampler_of",
+    "meta_sampler_of",
     "with_index",
 ]

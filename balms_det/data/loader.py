@@ -76,8 +76,7 @@ def with_index(dataset: TrainingSet) -> TrainingSet:
     """The same images, each with its index under "dataset_index", which its mapper then finds."""
     if isinstance(dataset, list):
         return [{**record, "dataset_index": index} for index, record in enumerate(dataset)]
-    assert not isinstance(dataset, IndexedDataset)
-    return IndexedDataset(dataset)
+    return dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
 
 
 def load_train_dataset(cfg: Any) -> TrainingSet:
@@ -91,6 +90,7 @@ def build_train_loader(
     *,
     dataset: TrainingSet | None = None,
     mapper: Callable[[dict[str, Any]], Any] | None = None,
+    sampler: MetaTrainingSampler | None = None,
 ) -> Iterable[list[Any]]:
     """Training batches, drawn as DATALOADER.SAMPLER_TRAIN says.
 
@@ -98,6 +98,7 @@ def build_train_loader(
         cfg: the configuration.
         dataset: as :func:`load_train_dataset` gives it; loaded where None.
         mapper: from one of its dictionaries to what a batch lists; None for images with instances.
+        sampler: with rates that are learned already; None for a new one.
     """
     if mapper is None:
         mapper = LongTailDatasetMapper(cfg, is_train=True)
@@ -106,18 +107,18 @@ def build_train_loader(
             with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
                 return build_detection_train_loader(cfg, mapper=mapper)
         dataset = load_train_dataset(cfg)
-    sampler = build_train_sampler(cfg, dataset)
-    if isinstance(sampler, MetaTrainingSampler):
-        return _drawn_in_this_process(cfg, dataset, mapper, sampler)
-    return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
+    chosen = sampler or build_train_sampler(cfg, dataset)
+    if isinstance(chosen, MetaTrainingSampler):
+        return _drawn_in_this_process(cfg, dataset, mapper, chosen)
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=chosen)
 
 
-def sampler_of(loader: Any) -> MetaTrainingSampler:
-    """The sampler of a training loader, where DATALOADER.SAMPLER_TRAIN is MetaTrainingSampler."""
+def meta_sampler_of(loader: Any) -> MetaTrainingSampler | None:
+    """The sampler of a training loader where it is the Meta Sampler, else None."""
     if isinstance(loader, AspectRatioGroupedDataset):
         loader = loader.dataset
-    assert isinstance(loader.sampler, MetaTrainingSampler)
-    return loader.sampler
+    sampler = getattr(loader, "sampler", None)
+    return sampler if isinstance(sampler, MetaTrainingSampler) else None
 
 
 def _drawn_in_this_process(

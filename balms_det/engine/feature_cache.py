@@ -40,7 +40,12 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from balms_det.data import LongTailDatasetMapper, build_train_loader, with_index
+from balms_det.data import (
+    LongTailDatasetMapper,
+    MetaTrainingSampler,
+    build_train_loader,
+    with_index,
+)
 from balms_det.errors import InputError
 from balms_det.modeling import sampled_roi_features
 
@@ -132,7 +137,7 @@ class FeatureCache:
         self.num_rows[list(slots)] = num_rows
         self.num_rows.flush()
 
-    def __call__(self, record: Record) -> dict[str, Tensor]:
+    def __call__(self, record: Record) -> dict[str, Any]:
         """The rows of one image, in a random one of its views: a mapper for the train loader.
 
         Args:
@@ -140,9 +145,11 @@ class FeatureCache:
         """
         views = len(self.num_rows) // self.num_images
         view = int(torch.randint(views, ())) if views > 1 else 0
-        slot = view * self.num_images + record["dataset_index"]
+        image = record["dataset_index"]
+        slot = view * self.num_images + image
         count = self.num_rows[slot]
         return {
+            "dataset_index": image,
             "features": torch.from_numpy(np.array(self.features[slot, :count])),
             "gt_classes": torch.from_numpy(self.classes[slot, :count].astype(np.int64)),
         }
@@ -181,13 +188,18 @@ def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> Fe
     return cache
 
 
-def build_feature_loader(cfg: Any, dataset: Sequence[Record], cache: FeatureCache) -> DataLoader:
+def build_feature_loader(
+    cfg: Any,
+    dataset: Sequence[Record],
+    cache: FeatureCache,
+    sampler: MetaTrainingSampler | None = None,
+) -> DataLoader:
     """As :func:`balms_det.data.build_train_loader`, with features in the place of images."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0  # Reading a memory map takes less time than handing it over.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    return build_train_loader(cfg, dataset=with_index(dataset), mapper=cache)
+    return build_train_loader(cfg, dataset=with_index(dataset), mapper=cache, sampler=sampler)
 
 
 def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:

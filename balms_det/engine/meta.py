@@ -13,7 +13,7 @@ Shapes as in :mod:`balms_det.bilevel`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ from balms_det.bilevel import (
 )
 from balms_det.class_stats import ClassStats
 from balms_det.criterion import METHODS, PLAIN_LOSSES, Criterion
-from balms_det.data import MetaTrainingSampler, build_train_loader, sampler_of
+from balms_det.data import MetaTrainingSampler, build_train_loader, meta_sampler_of
 from balms_det.figures import save_figure
 from balms_det.modeling import LongTailPredictor
 
@@ -95,9 +95,14 @@ class Recorder:
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         self.dataset_indices = [image.get("dataset_index") for image in args[0]]
         self.records = []
+        # Cached features come in the place of images, and no boxes are pooled.
+        self._count_rows([image["features"] for image in args[0] if "features" in image])
 
     def _see_boxes(self, pooler: nn.Module, args: tuple[Any, ...]) -> None:
-        counts = torch.tensor([len(boxes) for boxes in args[1]])
+        self._count_rows(args[1])
+
+    def _count_rows(self, per_image: Sequence[Sized]) -> None:
+        counts = torch.tensor([len(rows) for rows in per_image], dtype=torch.int64)
         self._image_of_row = torch.arange(len(counts)).repeat_interleave(counts)
 
     def _see_features(self, layer: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
@@ -461,15 +466,15 @@ def build_meta_learning(cfg: Any, model: nn.Module, train_loader: Any) -> MetaLe
         model: that is trained, not its distributed wrapper.
         train_loader: of the training batches.
     """
-    learns_sampler = cfg.DATALOADER.SAMPLER_TRAIN == "MetaTrainingSampler"
-    if not learns_sampler and cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME != "learned":
+    sampler = meta_sampler_of(train_loader)
+    if sampler is None and cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME != "learned":
         return None
     meta = cfg.SOLVER.META
     recorder = Recorder(model)
     rates = (
-        SamplerRates(sampler_of(train_loader), meta.TEMPERATURE)
-        if learns_sampler
-        else ReweighterRates(recorder.predictors)
+        ReweighterRates(recorder.predictors)
+        if sampler is None
+        else SamplerRates(sampler, meta.TEMPERATURE)
     )
     meta_set: MetaSet
     if features_are_frozen(model):

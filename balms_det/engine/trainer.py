@@ -18,7 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from balms_det.class_stats import ClassStats
-from balms_det.data import build_test_loader, build_train_loader, load_train_dataset
+from balms_det.data import (
+    build_test_loader,
+    build_train_loader,
+    load_train_dataset,
+    meta_sampler_of,
+)
 from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
@@ -95,7 +100,10 @@ class LongTailTrainer(DefaultTrainer):
         model = getattr(self._trainer.model, "module", self._trainer.model)
         dataset = load_train_dataset(self.cfg)
         cache = cached_features(self.cfg, model, dataset)
-        self._trainer.reset_data_loader(lambda: build_feature_loader(self.cfg, dataset, cache))
+        sampler = meta_sampler_of(self._trainer.data_loader)
+        self._trainer.reset_data_loader(
+            lambda: build_feature_loader(self.cfg, dataset, cache, sampler)
+        )
         train_on_features(model)
 
     @classmethod

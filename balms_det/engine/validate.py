@@ -220,18 +220,6 @@ def _validate_feature_cache(cfg: CfgNode) -> None:
                 f"{key} is set, but MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES names {path!r}, which "
                 f"does not train on cached features; train {classifier} alone, or set {key} to ''"
             )
-    for name, value, unable in (
-        ("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, "MetaTrainingSampler"),
-        (
-            "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME",
-            cfg.MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME,
-            "learned",
-        ),
-    ):
-        if value == unable:
-            raise InputError(
-                f"{key} is set, but {name} is {value!r}, which learns from images; set {key} to ''"
-            )
     for name, value, needed in (
         ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, "LongTailROIHeads"),
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, "GeneralizedRCNN"),

@@ -116,7 +116,7 @@ METHODS = {
             "decoupled_balsig",
             stage="second",
         ),
-        Method("balms", "BALMS (Meta Sampler)", "balms", _SGD, stage="second", cached=False),
+        Method("balms", "BALMS (Meta Sampler)", "balms", _SGD, stage="second"),
     )
 }
 
@@ -258,14 +258,13 @@ ABLATIONS = {
     "feature_cache": Ablation(
         "Does a second stage on cached features equal one without the cache?",
         tuple(
-            Method(
-                f"{name}_{kind}",
-                f"{METHODS[name].title}, {kind}",
-                name,
-                stage="second",
+            replace(
+                METHODS[name],
+                name=f"{name}_{kind}",
+                title=f"{METHODS[name].title}, {kind}",
                 cached=kind == "cached",
             )
-            for name in ("decoupled_balsig", "decoupled_balsoftmax")
+            for name in ("decoupled_balsig", "balms")
             for kind in ("cached", "uncached")
         ),
     ),
