@@ -177,8 +177,11 @@ def add_balms_config(cfg: Any) -> None:
     # that trains nothing but the classifier computes them once; "" computes them in each iteration.
     # balms_det/engine/feature_cache.py tells what is kept and when it is computed anew.
     cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE = ""
-    # How many samples of proposals, each with an augmentation of its own, are kept of an image.
+    # How many augmentations of an image are kept.
     cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_VIEWS = 1
+    # How many proposals are kept of each, those on an object first, for training to sample from; 0
+    # keeps MODEL.RPN.POST_NMS_TOPK_TRAIN, which is all of them.
+    cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_ROWS = 0
 
     # How evaluation and demo run the model. The defaults give Detectron2's detections; the others
     # round otherwise. How much faster, and how far apart: docs/PERFORMANCE.md.

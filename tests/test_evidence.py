@@ -45,7 +45,7 @@ def test_every_run_of_every_suite_has_a_valid_configuration():
         cfg.merge_from_file(config_file(run.suite.config))
         options = {**run.options(), "MODEL.WEIGHTS": "base.pth"}
         cfg.merge_from_list([str(word) for pair in options.items() for word in pair])
-        if run.stage == "second" and run.method.cached:
+        if run.is_cached:
             cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE = "features"
         validate_config(cfg)
         assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == run.suite.data.classes

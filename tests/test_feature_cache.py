@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_model import batch, tiny_cfg
@@ -123,18 +124,61 @@ def extract(cfg, state):
     return fc.cached_features(cfg, frozen_model(cfg, state), load_train_dataset(cfg))
 
 
-def test_the_cache_holds_what_training_would_see(cfg, first_stage):
+def rows_as_bytes(features, classes):
+    return [(f.half().numpy().tobytes(), int(c)) for f, c in zip(features, classes, strict=True)]
+
+
+FEW_SAMPLED = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16]
+
+
+@pytest.mark.parametrize("rows, kept_of_each", [(0, 20), (17, 17), (300, 300)])
+def test_the_cache_holds_all_that_training_samples_from(
+    folder, first_stage, tmp_path, rows, kept_of_each
+):
+    """All proposals on an object, and the others as far as there is room."""
+    opts = [*FEW_SAMPLED, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, f"{DECOUPLE}.FEATURE_ROWS", rows]
+    cfg = second_stage_cfg(first_stage, tmp_path, *opts)
     cache = extract(cfg, first_stage[1])
     dataset = load_train_dataset(cfg)
     model = frozen_model(cfg, first_stage[1])
+    images = list(fc._Slots(dataset, fc.LongTailDatasetMapper(cfg, True), range(NUM_IMAGES)))
     for start in range(0, NUM_IMAGES, 2):
-        images = list(fc._Slots(dataset, fc.LongTailDatasetMapper(cfg, True), range(NUM_IMAGES)))
-        with fc._seeded(start), EventStorage():
-            expected = sampled_roi_features(model, images[start : start + 2])
-        for offset, (features, classes) in enumerate(expected):
-            rows = cache({"dataset_index": start + offset})
-            assert torch.equal(rows["features"], features.half())
-            assert torch.equal(rows["gt_classes"], classes)
+        with EventStorage():
+            per_image = sampled_roi_features(model, images[start : start + 2], at_most=10_000)
+        for slot, (features, classes) in enumerate(per_image, start=start):
+            count = cache.num_rows[slot]
+            kept = rows_as_bytes(torch.from_numpy(cache.features[slot, :count]),
+                                 cache.classes[slot, :count])  # fmt: skip
+            all_rows = rows_as_bytes(features, classes)
+            assert set(kept) <= set(all_rows)
+            positives = [row for row in all_rows if row[1] < 10]
+            assert sorted(row for row in kept if row[1] < 10) == sorted(positives)
+            assert len(kept) == min(len(all_rows), kept_of_each)
+
+
+def test_training_samples_as_detectron2_does_and_each_row_alike(first_stage, tmp_path):
+    cfg = second_stage_cfg(first_stage, tmp_path, *FEW_SAMPLED)
+    count, positive, size = 40, 12, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    at_most = int(size * cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
+    classes = np.full((1, count), 10, np.int32)
+    classes[0, :positive] = 3
+    features = np.arange(count, dtype=np.float16).reshape(1, count, 1)
+    cache = fc.FeatureCache(features, classes, np.array([count], np.int32), num_images=1)
+    sample = fc.SampleOfProposals(cache, size, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION, 10)
+    torch.manual_seed(0)
+    drawn = np.zeros(count)
+    times = 3000
+    for _ in range(times):
+        rows = sample({"dataset_index": 0})
+        which = rows["features"][:, 0].long()
+        assert len(which.unique()) == len(which) == size
+        assert torch.equal(rows["gt_classes"], torch.from_numpy(classes[0, which]).long())
+        assert (which < positive).sum() == min(positive, at_most)
+        drawn[which] += 1
+    expected = np.full(count, (size - min(positive, at_most)) / (count - positive))
+    expected[:positive] = min(positive, at_most) / positive
+    tolerance = 5 * np.sqrt(expected * (1 - expected) / times) + 1e-12
+    assert (np.abs(drawn / times - expected) <= tolerance).all()
 
 
 def test_random_numbers_are_left_as_they_were(cfg, first_stage):
@@ -158,11 +202,11 @@ def test_an_extraction_cut_short_goes_on_and_ends_the_same(
     cfg = second_stage_cfg(first_stage, tmp_path / "cut")
     computed = []
 
-    def failing(model, images):
+    def failing(model, images, **options):
         if len(computed) == 2:
             raise KeyboardInterrupt
         computed.append(len(images))
-        return sampled_roi_features(model, images)
+        return sampled_roi_features(model, images, **options)
 
     monkeypatch.setattr(fc, "sampled_roi_features", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -210,6 +254,7 @@ def test_features_are_known_by_what_they_depend_on(cfg, first_stage, folder):
         ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
         ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 10),
         (f"{DECOUPLE}.FEATURE_VIEWS", 2),
+        (f"{DECOUPLE}.FEATURE_ROWS", 33),
     ):
         other_cfg = cfg.clone()
         other_cfg.merge_from_list([option, value])
@@ -221,7 +266,7 @@ def test_features_are_known_by_what_they_depend_on(cfg, first_stage, folder):
     status = os.stat(picture)
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     keys.add(key_of(cfg, state))
-    assert len(keys) == 11
+    assert len(keys) == 12
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert key_of(cfg, state) == key
 
@@ -269,21 +314,36 @@ def test_no_room_is_said_before_anything_is_written(cfg, first_stage, monkeypatc
     assert not [path for path in cache_folder(cfg).iterdir() if path.is_dir()]
 
 
-def test_views_are_samples_of_their_own(folder, first_stage, tmp_path):
-    cfg = second_stage_cfg(first_stage, tmp_path, f"{DECOUPLE}.FEATURE_VIEWS", 2)
-    cache = extract(cfg, first_stage[1])
+def test_views_are_augmentations_of_their_own(folder, first_stage, tmp_path):
+    opts = [f"{DECOUPLE}.FEATURE_VIEWS", 2, "INPUT.RANDOM_FLIP", "horizontal"]
+    cache = extract(second_stage_cfg(first_stage, tmp_path, *opts), first_stage[1])
     assert len(cache.features) == 2 * NUM_IMAGES
-    seen = {cache({"dataset_index": 0})["features"].numpy().tobytes() for _ in range(20)}
-    assert len(seen) == 2
+    sample = fc.SampleOfProposals(cache, 512, 1.0, 10)
+
+    def views_of(image):
+        drawn = (sample({"dataset_index": image})["features"].numpy() for _ in range(20))
+        return len({tuple(sorted(row.tobytes() for row in rows)) for rows in drawn})
+
+    # Of six images, one at least is flipped in one view and not in the other.
+    assert {views_of(image) for image in range(NUM_IMAGES)} == {1, 2}
 
 
 # In training
 
 
-def trained(cfg):
+class SeedEveryStep(HookBase):
+    """RoIs are sampled with PyTorch's global generator, which no checkpoint of Detectron2 holds."""
+
+    def before_step(self):
+        torch.manual_seed(self.trainer.iter)
+
+
+def trained(cfg, *, resume=False):
     torch.manual_seed(2)
     trainer = LongTailTrainer(cfg)
-    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([SeedEveryStep()])
+    trainer.resume_or_load(resume=resume)
+    iter(trainer._trainer._data_loader_iter)  # which takes a seed from PyTorch's generator
     trainer.train()
     return trainer
 
@@ -333,12 +393,10 @@ def test_rates_are_learned_from_features(folder, first_stage, tmp_path, learned)
     for name in ("model_final.pth", "model_0000005.pth"):
         (tmp_path / name).unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    trainer = LongTailTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == 4
-    trainer.train()
-    assert torch.equal(rates(trainer), rates(whole))
-    assert_equal(trainer.model.state_dict(), whole.model.state_dict())
+    resumed = trained(cfg, resume=True)
+    assert resumed.start_iter == 4
+    assert torch.equal(rates(resumed), rates(whole))
+    assert_equal(resumed.model.state_dict(), whole.model.state_dict())
 
 
 def assert_equal(first, second):
@@ -385,13 +443,9 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
             for image in images
         ]
 
-    by_rows = {
-        cache({"dataset_index": i})["features"].numpy().tobytes(): i for i in range(NUM_IMAGES)
-    }
     torch.manual_seed(4)
     drawn = positions(
-        fc.build_feature_loader(cfg, dataset, cache),
-        lambda rows: by_rows[rows["features"].numpy().tobytes()],
+        fc.build_feature_loader(cfg, dataset, cache), lambda rows: rows["dataset_index"]
     )
     ids = [record["image_id"] for record in dataset]
     expected = positions(
@@ -407,6 +461,8 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], ["StandardROIHeads"]),
         ([f"{DECOUPLE}.START_ITER", 1], ["START_ITER is 1"]),
         ([f"{DECOUPLE}.FEATURE_VIEWS", 0], ["FEATURE_VIEWS is 0", "1 or more"]),
+        ([f"{DECOUPLE}.FEATURE_ROWS", 3], ["FEATURE_ROWS is 3", "set it to 0 or no less"]),
+        ([f"{DECOUPLE}.FEATURE_ROWS", -1], ["FEATURE_ROWS is -1", "0 or more"]),
     ],
 )
 def test_where_more_than_the_classifier_sees_images_the_cache_is_refused(

@@ -1,16 +1,17 @@
 """The features of a frozen detector, computed once and kept on disk.
 
 A second stage that trains the classifier alone (MODEL.LONG_TAIL.DECOUPLE) asks the frozen rest for
-the same features again and again. Here they are computed once for each training image, after its
-proposals have been sampled as in training, and any classifier, loss, sampler of images and seed can
-be trained on them. An image then comes with the same proposals and the same augmentation each time,
-or with one of DECOUPLE.FEATURE_VIEWS of them, and features are rounded to half precision; nothing
-else differs.
+the same features again and again. Here they are computed once for each training image, of all its
+proposals, and any classifier, loss, sampler of images and seed can be trained on them: each time an
+image is drawn, its proposals are sampled anew, as in training. An image comes with the same
+augmentation each time, or with one of DECOUPLE.FEATURE_VIEWS of them, and features are rounded to
+half precision; nothing else differs. (Keeping no more proposals than training samples costs a rare
+class its variety, for its few images are drawn again and again.)
 
 Names and shapes used throughout:
-    N: images of the training set, in its order. V: views, each a sample of proposals.
+    N: images of the training set, in its order. V: views, each an augmentation.
     slot: view * N + image, in [0, V * N).
-    R: ROI_HEADS.BATCH_SIZE_PER_IMAGE, the most rows of a slot. D: features of a row.
+    R: most rows of a slot, DECOUPLE.FEATURE_ROWS. D: features of a row.
 
 On disk, below the given folder, a folder named after a digest of all that the features depend on:
 the frozen weights, the configuration of the model's other parts and of its input, the annotations,
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from detectron2.modeling.sampling import subsample_labels
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from filelock import FileLock
@@ -53,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-_VERSION = "1"  # of the format; another one is another cache
+VERSION = "2"  # of what is kept; another one is another cache
 # What the features come from. Neither the classifier nor the box and mask predictors are among it.
 _SOURCES = ("backbone.", "proposal_generator.", "roi_heads.box_head.")
 _NOT_SOURCES = ("LONG_TAIL", "WEIGHTS", "DEVICE", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
@@ -63,7 +65,7 @@ _NOT_YET = -1
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features and classes of the sampled proposals of every training image.
+    """Features and classes of the proposals of every training image.
 
     Attributes:
         features: float16 (V * N, R, D), memory-mapped, as are the others.
@@ -137,21 +139,41 @@ class FeatureCache:
         self.num_rows[list(slots)] = num_rows
         self.num_rows.flush()
 
+
+@dataclass(frozen=True)
+class SampleOfProposals:
+    """A mapper for the train loader, from an image to a sample of its cached proposals.
+
+    Attributes:
+        cache: of all training images.
+        size: proposals that training samples of an image, ROI_HEADS.BATCH_SIZE_PER_IMAGE.
+        positive_fraction: of these, at most so many on an object.
+        num_classes: K.
+    """
+
+    cache: FeatureCache
+    size: int
+    positive_fraction: float
+    num_classes: int
+
     def __call__(self, record: Record) -> dict[str, Any]:
-        """The rows of one image, in a random one of its views: a mapper for the train loader.
+        """The sampled rows of one image, in a random one of its views.
 
         Args:
             record: with ``dataset_index``, the image's place in the training set.
         """
-        views = len(self.num_rows) // self.num_images
+        cache, image = self.cache, record["dataset_index"]
+        views = len(cache.num_rows) // cache.num_images
         view = int(torch.randint(views, ())) if views > 1 else 0
-        image = record["dataset_index"]
-        slot = view * self.num_images + image
-        count = self.num_rows[slot]
+        slot = view * cache.num_images + image
+        classes = torch.from_numpy(cache.classes[slot, : cache.num_rows[slot]].astype(np.int64))
+        rows = torch.cat(
+            subsample_labels(classes, self.size, self.positive_fraction, self.num_classes)
+        )
         return {
             "dataset_index": image,
-            "features": torch.from_numpy(np.array(self.features[slot, :count])),
-            "gt_classes": torch.from_numpy(self.classes[slot, :count].astype(np.int64)),
+            "features": torch.from_numpy(np.asarray(cache.features[slot, rows.numpy()])),
+            "gt_classes": classes[rows],
         }
 
 
@@ -170,7 +192,7 @@ def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> Fe
             folder,
             num_images=len(dataset),
             views=decouple.FEATURE_VIEWS,
-            rows=cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+            rows=_rows_kept(cfg),
             width=model.roi_heads.box_predictor.cls_score.in_features,
         )
         missing = cache.missing()
@@ -195,22 +217,26 @@ def build_feature_loader(
     sampler: MetaTrainingSampler | None = None,
 ) -> DataLoader:
     """As :func:`balms_det.data.build_train_loader`, with features in the place of images."""
+    heads = cfg.MODEL.ROI_HEADS
+    mapper = SampleOfProposals(
+        cache, heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.NUM_CLASSES
+    )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0  # Reading a memory map takes less time than handing it over.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    return build_train_loader(cfg, dataset=with_index(dataset), mapper=cache, sampler=sampler)
+    return build_train_loader(cfg, dataset=with_index(dataset), mapper=mapper, sampler=sampler)
 
 
 def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
     """A digest of everything that decides the features."""
-    digest = hashlib.sha256(_VERSION.encode())
+    digest = hashlib.sha256(VERSION.encode())
     relevant = cfg.clone()
     relevant.defrost()
     for name in _NOT_SOURCES:
         relevant.MODEL.pop(name)
     digest.update(relevant.MODEL.dump().encode() + relevant.INPUT.dump().encode())
-    digest.update(str(cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_VIEWS).encode())
+    digest.update(f"{cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_VIEWS} {_rows_kept(cfg)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(_SOURCES):
             digest.update(name.encode())
@@ -221,6 +247,16 @@ def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
             status = os.stat(record["file_name"])
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
+
+
+def _rows_kept(cfg: Any) -> int:
+    """R: as many as the configuration says, or as there are proposals.
+
+    The objects' own boxes come on top of the proposals, and then take the place of a few of the
+    background.
+    """
+    most = max(cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE)
+    return int(cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_ROWS or most)
 
 
 @contextlib.contextmanager
@@ -296,7 +332,7 @@ def _extract(
             of_batch = slots[position : position + len(batch)]
             position += len(batch)
             with _seeded(of_batch[0]):
-                rows = sampled_roi_features(model, batch)
+                rows = sampled_roi_features(model, batch, at_most=_rows_kept(cfg))
             cache.write(of_batch, rows)
             written += of_batch
             num_rows += [len(classes) for _, classes in rows]

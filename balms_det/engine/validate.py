@@ -117,7 +117,7 @@ def _validate_decouple(cfg: CfgNode) -> None:
                 )
     if not decouple.ENABLED:
         return
-    for name, least in (("START_ITER", 0), ("FEATURE_VIEWS", 1)):
+    for name, least in (("START_ITER", 0), ("FEATURE_VIEWS", 1), ("FEATURE_ROWS", 0)):
         if decouple[name] < least:
             raise InputError(f"{key}.{name} is {decouple[name]}; set it to {least} or more")
     if decouple.FEATURE_CACHE:
@@ -220,6 +220,12 @@ def _validate_feature_cache(cfg: CfgNode) -> None:
                 f"{key} is set, but MODEL.LONG_TAIL.DECOUPLE.TRAIN_MODULES names {path!r}, which "
                 f"does not train on cached features; train {classifier} alone, or set {key} to ''"
             )
+    sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    if 0 < decouple.FEATURE_ROWS < sampled:
+        raise InputError(
+            f"MODEL.LONG_TAIL.DECOUPLE.FEATURE_ROWS is {decouple.FEATURE_ROWS}, but training "
+            f"samples MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE {sampled}; set it to 0 or no less"
+        )
     for name, value, needed in (
         ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, "LongTailROIHeads"),
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, "GeneralizedRCNN"),

@@ -32,6 +32,7 @@ from balms_det.atomic_file import atomic_file
 from balms_det.class_stats import ClassStats
 from balms_det.config import add_balms_config, config_file
 from balms_det.data import load_dataset_dicts, register_dataset
+from balms_det.engine.feature_cache import VERSION as CACHE_VERSION
 from balms_det.errors import InputError
 from balms_det.evidence import record
 from balms_det.evidence.methods import METHODS, Method, Share
@@ -137,6 +138,11 @@ class Run:
         return "joint" if self.method.name in self.suite.joint else "second"
 
     @property
+    def is_cached(self) -> bool:
+        """Whether the run trains on cached features."""
+        return self.stage == "second" and self.method.cached
+
+    @property
     def base(self) -> "Run | None":
         """The run whose detector this one starts from; None for joint training."""
         if self.stage == "joint":
@@ -177,7 +183,8 @@ class Run:
             "stage": self.stage,
             "seed": self.seed,
             "options": self.options(),
-            "cached": self.method.cached,
+            # What is kept of an image decides a second stage on cached features.
+            "cached": CACHE_VERSION if self.is_cached else self.method.cached,
             "sampled_counts": self.method.sampled_counts,
             "data": dataclasses.asdict(self.data),
             "base": base.key() if base else None,
@@ -259,7 +266,7 @@ def _train(run: Run, workspace: Workspace, output: Path) -> None:
     mode = "--resume"
     if run.stage == "test":
         mode = "--eval-only"
-    elif run.stage == "second" and run.method.cached:
+    elif run.is_cached:
         options[f"{_DECOUPLE}.FEATURE_CACHE"] = workspace.root / run.suite.name / "features"
     folder = _generated(run.data, workspace)
     if run.method.sampled_counts:

@@ -3,8 +3,9 @@
 Shapes: R_i RoIs of image i, D features of a RoI, K foreground classes, background index K.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def sampled_roi_features(
-    model: nn.Module, batched_inputs: Sequence[Mapping[str, Any]]
+    model: nn.Module, batched_inputs: Sequence[Mapping[str, Any]], *, at_most: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """What a training iteration of a Mask R-CNN hands to its classifier.
+    """What a training iteration of a Mask R-CNN hands to its classifier, or could hand.
 
     Args:
         model: a GeneralizedRCNN with :class:`LongTailROIHeads`, in training mode, inside an
             EventStorage: proposals are sampled, as in training, with PyTorch's random generator.
         batched_inputs: of Detectron2's training mapper.
+        at_most: None samples proposals as training does; a number keeps up to so many of each
+            image, those on an object before the others.
 
     Returns:
         For each image its (R_i, D) features and (R_i,) classes in [0, K].
@@ -30,7 +33,8 @@ def sampled_roi_features(
     targets = [each["instances"].to(model.device) for each in batched_inputs]
     feature_maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, feature_maps, targets)
-    sampled = heads.label_and_sample_proposals(proposals, targets)
+    with _all_sampled(heads, at_most) if at_most else contextlib.nullcontext():
+        sampled = heads.label_and_sample_proposals(proposals, targets)
     pooled = heads.box_pooler(
         [feature_maps[name] for name in heads.box_in_features],
         [each.proposal_boxes for each in sampled],
@@ -38,6 +42,16 @@ def sampled_roi_features(
     features = heads.box_head(pooled).flatten(1)
     per_image = features.split([len(each) for each in sampled])
     return [(rows, each.gt_classes) for rows, each in zip(per_image, sampled, strict=True)]
+
+
+@contextlib.contextmanager
+def _all_sampled(heads: nn.Module, at_most: int) -> Iterator[None]:
+    before = heads.batch_size_per_image, heads.positive_fraction
+    heads.batch_size_per_image, heads.positive_fraction = at_most, 1.0
+    try:
+        yield
+    finally:
+        heads.batch_size_per_image, heads.positive_fraction = before
 
 
 def train_on_features(model: nn.Module) -> None:
