@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_model import batch, tiny_cfg
+from training import SeedEveryStep, assert_equal, meta_of
 
 from balms_det.data import load_train_dataset, register_dataset
 from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.engine import feature_cache as fc
-from balms_det.engine.meta import MetaLearning, Recorder
+from balms_det.engine.meta import Recorder
 from balms_det.errors import InputError
 from balms_det.modeling import sampled_roi_features, train_on_features
 from balms_det.synthetic import GlyphOptions, generate
@@ -331,13 +331,6 @@ def test_views_are_augmentations_of_their_own(folder, first_stage, tmp_path):
 # In training
 
 
-class SeedEveryStep(HookBase):
-    """RoIs are sampled with PyTorch's global generator, which no checkpoint of Detectron2 holds."""
-
-    def before_step(self):
-        torch.manual_seed(self.trainer.iter)
-
-
 def trained(cfg, *, resume=False):
     torch.manual_seed(2)
     trainer = LongTailTrainer(cfg)
@@ -380,14 +373,11 @@ LEARNED = {
 
 @pytest.mark.parametrize("learned", LEARNED.values(), ids=LEARNED)
 def test_rates_are_learned_from_features(folder, first_stage, tmp_path, learned):
-    def rates(trainer):
-        return next(h for h in trainer._hooks if isinstance(h, MetaLearning)).rates()
-
     opts = [*learned, "MODEL.LONG_TAIL.STATS_FILE", folder / "glyphs_train.json"]
     opts += ["SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 6, "SOLVER.OPTIMIZER", "SGD"]
     cfg = second_stage_cfg(first_stage, tmp_path, *opts)
     whole = trained(cfg)
-    assert (rates(whole) != 0.5).any()
+    assert (meta_of(whole).rates() != 0.5).any()
     if "MetaTrainingSampler" not in learned:
         return  # Detectron2's samplers start over on resuming
     for name in ("model_final.pth", "model_0000005.pth"):
@@ -395,12 +385,8 @@ def test_rates_are_learned_from_features(folder, first_stage, tmp_path, learned)
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     resumed = trained(cfg, resume=True)
     assert resumed.start_iter == 4
-    assert torch.equal(rates(resumed), rates(whole))
+    assert torch.equal(meta_of(resumed).rates(), meta_of(whole).rates())
     assert_equal(resumed.model.state_dict(), whole.model.state_dict())
-
-
-def assert_equal(first, second):
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_meta_learning_sees_in_features_what_it_sees_in_images(first_stage):

@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from tiny_model import batch, stats_file, tiny_cfg
+from training import SeedEveryStep, assert_equal, meta_of
 
 from balms_det import losses
 from balms_det.bilevel import sgd_step
@@ -87,11 +88,6 @@ def trainer_of(cfg):
     trainer = LongTailTrainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer
-
-
-def meta_of(trainer):
-    (hook,) = [h for h in trainer._hooks if isinstance(h, MetaLearning)]
-    return hook
 
 
 def run(trainer, steps):
@@ -225,11 +221,6 @@ def test_listening_and_learning_change_nothing_but_the_rates(glyphs, tmp_path):
     assert_equal(learning.model.state_dict(), plain.model.state_dict())
 
 
-def assert_equal(first, second):
-    assert set(first) == set(second)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_meta_forward_pass_moves_no_statistics_state_or_gradient(tmp_path):
     model = build_model(tiny_cfg(LOSS, "loce", "MODEL.LONG_TAIL.STATS_FILE", stats_file(tmp_path)))
     model.train()
@@ -304,13 +295,6 @@ def test_bank_goes_on_from_its_state():
 
 
 # Checkpoints
-
-
-class SeedEveryStep(HookBase):
-    """RoIs are sampled with PyTorch's global generator, which no checkpoint of Detectron2 holds."""
-
-    def before_step(self):
-        torch.manual_seed(self.trainer.iter)
 
 
 class Images:

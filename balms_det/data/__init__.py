@@ -29,7 +29,7 @@ __all__ = [
     "dataset_class_stats",
     "load_dataset_dicts",
     "load_train_dataset",
-    "register_dataset",
     "meta_sampler_of",
+    "register_dataset",
     "with_index",
 ]

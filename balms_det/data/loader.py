@@ -76,7 +76,8 @@ def with_index(dataset: TrainingSet) -> TrainingSet:
     """The same images, each with its index under "dataset_index", which its mapper then finds."""
     if isinstance(dataset, list):
         return [{**record, "dataset_index": index} for index, record in enumerate(dataset)]
-    return dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
+    assert not isinstance(dataset, IndexedDataset)
+    return IndexedDataset(dataset)
 
 
 def load_train_dataset(cfg: Any) -> TrainingSet:
@@ -96,7 +97,8 @@ def build_train_loader(
 
     Args:
         cfg: the configuration.
-        dataset: as :func:`load_train_dataset` gives it; loaded where None.
+        dataset: as :func:`load_train_dataset` gives it, or :func:`with_index` makes of that, which
+            the Meta Sampler asks for; loaded where None.
         mapper: from one of its dictionaries to what a batch lists; None for images with instances.
         sampler: with rates that are learned already; None for a new one.
     """
@@ -107,7 +109,9 @@ def build_train_loader(
             with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
                 return build_detection_train_loader(cfg, mapper=mapper)
         dataset = load_train_dataset(cfg)
-    chosen = sampler or build_train_sampler(cfg, dataset)
+        if cfg.DATALOADER.SAMPLER_TRAIN == "MetaTrainingSampler":
+            dataset = with_index(dataset)
+    chosen = build_train_sampler(cfg, dataset) if sampler is None else sampler
     if isinstance(chosen, MetaTrainingSampler):
         return _drawn_in_this_process(cfg, dataset, mapper, chosen)
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=chosen)
@@ -123,12 +127,11 @@ def meta_sampler_of(loader: Any) -> MetaTrainingSampler | None:
 
 def _drawn_in_this_process(
     cfg: Any,
-    dataset: TrainingSet,
+    images: TrainingSet,
     mapper: Callable[[dict[str, Any]], Any],
     sampler: MetaTrainingSampler,
 ) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader, but for a sampler that it would copy into each of its workers."""
-    images = with_index(dataset)
     if isinstance(images, list):
         images = DatasetFromList(images, copy=False)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING

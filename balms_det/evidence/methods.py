@@ -271,15 +271,17 @@ ABLATIONS = {
     "lws": Ablation(
         "Is it the learning rate that keeps LWS near its base?",
         tuple(
-            Method(
-                f"lr_{rate:g}",
-                f"learning rate {rate:g}",
-                "lws",
-                {"SOLVER.BASE_LR": rate, "SOLVER.WEIGHT_DECAY": decay},
-                stage="second",
+            replace(METHODS["lws"], name=name, title=title, opts=opts)
+            for name, title, opts in (
+                ("as_is", "learning rate as it is", {}),
+                ("times_10", "learning rate times 10", {"SOLVER.BASE_LR": 0.01}),
+                # Decay pulls the scales to zero with a force that grows with the rate.
+                (
+                    "times_100",
+                    "learning rate times 100",
+                    {"SOLVER.BASE_LR": 0.1, "SOLVER.WEIGHT_DECAY": 0.0},
+                ),
             )
-            # Decay pulls the scales to zero with a force that grows with the rate.
-            for rate, decay in ((0.001, 0.05), (0.01, 0.05), (0.1, 0.0))
         ),
     ),
     "rfs_threshold": Ablation(

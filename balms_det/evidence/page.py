@@ -28,8 +28,8 @@ _STAGES = {
 }
 
 
-def _segm(metric: str) -> Callable[[StoredRun], float]:
-    return lambda run: float(run["caps"][str(run["cap"])]["segm"][metric])
+def _at_cap(task: str, metric: str) -> Callable[[StoredRun], float]:
+    return lambda run: float(run["caps"][str(run["cap"])][task][metric])
 
 
 def _rarest_third(run: StoredRun) -> float:
@@ -44,16 +44,10 @@ def _rarest_third(run: StoredRun) -> float:
     return statistics.mean(measured) if measured else -1.0
 
 
-_MAIN_COLUMNS = {
-    **{metric: _segm(metric) for metric in METRICS},
-    "AP-Fixed": lambda run: float(run["fixed"]["segm"]["AP"]),
-    "box AP": lambda run: float(run["caps"][str(run["cap"])]["bbox"]["AP"]),
-}
-_ABLATION_COLUMNS = {
-    **{metric: _segm(metric) for metric in METRICS},
-    "rarest third": _rarest_third,
-    "AP-Fixed": _MAIN_COLUMNS["AP-Fixed"],
-}
+_AP_COLUMNS = {metric: _at_cap("segm", metric) for metric in METRICS}
+_FIXED_COLUMN = {"AP-Fixed": lambda run: float(run["fixed"]["segm"]["AP"])}
+_MAIN_COLUMNS = {**_AP_COLUMNS, **_FIXED_COLUMN, "box AP": _at_cap("bbox", "AP")}
+_ABLATION_COLUMNS = {**_AP_COLUMNS, "rarest third": _rarest_third, **_FIXED_COLUMN}
 
 _INTRODUCTION = """\
 # Results
@@ -116,7 +110,7 @@ def short_table(suite: Suite, runs_dir: Path) -> str:
     drawn = {name: runs[name] for name in _DRAWN if name in runs}
     first = next(iter(runs.values()))[0]
     return (
-        _table(drawn, {metric: _segm(metric) for metric in METRICS})
+        _table(drawn, _AP_COLUMNS)
         + f"\n\n{suite.name}, masks, percent, mean ± standard deviation; {describe(first)}."
     )
 

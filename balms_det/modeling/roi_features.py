@@ -33,7 +33,7 @@ def sampled_roi_features(
     targets = [each["instances"].to(model.device) for each in batched_inputs]
     feature_maps = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, feature_maps, targets)
-    with _all_sampled(heads, at_most) if at_most else contextlib.nullcontext():
+    with contextlib.nullcontext() if at_most is None else _keeping(heads, at_most):
         sampled = heads.label_and_sample_proposals(proposals, targets)
     pooled = heads.box_pooler(
         [feature_maps[name] for name in heads.box_in_features],
@@ -45,7 +45,8 @@ def sampled_roi_features(
 
 
 @contextlib.contextmanager
-def _all_sampled(heads: nn.Module, at_most: int) -> Iterator[None]:
+def _keeping(heads: nn.Module, at_most: int) -> Iterator[None]:
+    """Let `heads` keep up to so many proposals of an image, those on an object first."""
     before = heads.batch_size_per_image, heads.positive_fraction
     heads.batch_size_per_image, heads.positive_fraction = at_most, 1.0
     try:
