@@ -37,17 +37,21 @@ def describe_versions(record: Mapping[str, Any]) -> str:
 
 
 def commit(root: Path) -> str | None:
-    """The commit that is checked out at `root`, "-dirty" where files were changed; or None."""
+    """The commit that is checked out at `root`, "-dirty" where its code was changed; or None.
+
+    Stored runs and what is made of them, in ``docs/``, are not code: every run would change them
+    for the next.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def _machine(device: str, threads: int | None) -> str:

@@ -298,6 +298,29 @@ ABLATIONS = {
             for threshold in (1e-6, 0.02, 0.0667, 0.2, 1.0)
         ),
     ),
+    "execution": Ablation(
+        "What do faster ways of running a model do to its AP?",
+        tuple(
+            Method(
+                name,
+                f"Balanced Sigmoid, {title}",
+                "balsig",
+                {f"{LONG_TAIL}.INFERENCE.{key}": value for key, value in inference.items()},
+                stage="test",
+                base="balsig",
+            )
+            for name, title, inference in (
+                ("defaults", "defaults", {}),
+                ("fast_convolutions", "fast convolutions", {"FAST_CONVOLUTIONS": True}),
+                ("bfloat16", "bfloat16", {"PRECISION": "bfloat16"}),
+                (
+                    "bfloat16_folded",
+                    "bfloat16 and folded norms",
+                    {"PRECISION": "bfloat16", "FAST_CONVOLUTIONS": True},
+                ),
+            )
+        ),
+    ),
     "imbalance": Ablation(
         "How does the tail depend on the imbalance (exponential tail)?",
         tuple(

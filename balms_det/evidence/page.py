@@ -20,7 +20,9 @@ Runs = dict[str, list[StoredRun]]  # method -> its runs, in the order of their s
 
 INTERVALS = "intervals.json"
 # Few enough to be told apart in a picture.
-_DRAWN = ("rfs", "crt", "eql", "seesaw", "norcal", "balsoftmax", "balsig", "decoupled_balsig")
+_DRAWN = (
+    "rfs", "norcal", "eql", "crt", "seesaw", "balsoftmax", "balsig", "decoupled_balsig", "balms",
+)  # fmt: skip
 _STAGES = {
     "joint": "joint",
     "second": "second stage on {base}",
