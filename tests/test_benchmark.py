@@ -276,6 +276,13 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero():
     assert "detectron2 did 0.1 of the work; its time is scaled to the whole." in part
 
 
+def test_a_summary_is_of_what_has_a_peer():
+    nothing = dict.fromkeys(["peer_s", "ratio", "peer_range_s", "peer_peak_mb", "max_abs_diff"])
+    lines = report.summary([stored(), stored(**nothing)]).splitlines()
+    row = "| box_selection | detectron2 | 2.5 s → 10 ms | 250 | 0.1 | 0 |"
+    assert lines[2:] == [row, "", "a machine."]
+
+
 def test_scaling_is_drawn_also_where_the_peer_ran_out_of_memory(tmp_path):
     few = stored()
     nothing = dict.fromkeys(["peer_s", "ratio", "peer_range_s", "peer_peak_mb", "max_abs_diff"])

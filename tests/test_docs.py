@@ -46,18 +46,31 @@ def test_the_table_of_configurations_has_a_row_for_each_and_no_other():
         assert {name.removeprefix(f"lvis_{depth}_") for name in files} == rows
 
 
-def test_the_readmes_numbers_are_those_of_the_stored_run(tmp_path):
+SUMMARISED = [
+    ROOT / "docs" / "runs" / "performance" / f"{name}.json"
+    for name in ("heads", "image", "train", "evaluation")
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[ROOT / "docs" / "runs" / "quickstart.json"], [*SUMMARISED, "--summary", "performance"]],
+    ids=["quickstart", "performance"],
+)
+def test_the_readmes_numbers_are_those_of_the_stored_runs(tmp_path, arguments):
     copy = tmp_path / "README.md"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     copy.write_text(readme, encoding="utf-8")
-    stored = ROOT / "docs" / "runs" / "quickstart.json"
-    assert report(stored, "--into", copy).returncode == 0
+    assert report(*arguments, "--into", copy).returncode == 0
     assert copy.read_text(encoding="utf-8") == readme
-    run = json.loads(stored.read_text())
-    run["results"]["segm"]["AP"] += 1
-    other = tmp_path / "quickstart.json"
+    run = json.loads(arguments[0].read_text())
+    if isinstance(run, list):
+        run[0]["ratio"] *= 2
+    else:
+        run["results"]["segm"]["AP"] += 1
+    other = tmp_path / arguments[0].name
     other.write_text(json.dumps(run))
-    assert report(other, "--into", copy).returncode == 0
+    assert report(other, *arguments[1:], "--into", copy).returncode == 0
     assert copy.read_text(encoding="utf-8") != readme
 
 

@@ -7,10 +7,12 @@ Every number in this project's documents comes from a stored run through this to
     python tools/report.py docs/runs/quickstart.json --into README.md
     python tools/report.py docs/runs/performance/*.json --into docs/PERFORMANCE.md
     python tools/report.py docs/runs/performance/classes.json --plot docs/images/classes.png
+    python tools/report.py docs/runs/performance/image.json --summary performance --into README.md
 
 What tools/benchmark.py --json wrote is a run too; --plot draws how its times grow with the number
 of classes or proposals. --into replaces what stands between <!-- report: RUN --> and
-<!-- /report --> in a document, where RUN is the stored run's file name without .json.
+<!-- /report --> in a document, where RUN is the stored run's file name without .json. --summary
+makes one short table of all measurements that are given, with a name of its own.
 """
 
 import argparse
@@ -72,9 +74,13 @@ def trained_table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join([table, "", *made])
 
 
+def _measurements(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for run in runs for record in run.get("records", [])]
+
+
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """A table of trained runs, or of measurements."""
-    measured = [record for run in runs for record in run.get("records", [])]
+    measured = _measurements(runs)
     trained = [run for run in runs if "records" not in run]
     tables = [
         *([benchmark_report.table(measured)] if measured else []),
@@ -90,23 +96,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR|RUN.json")
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
+    parser.add_argument("--summary", metavar="NAME", help="one short table of all measurements")
     parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw measurements")
     args = parser.parse_args(argv)
 
     runs = [load_run(path) for path in args.runs]
     if args.plot:
-        records = [record for run in runs for record in run.get("records", [])]
-        benchmark_report.plot_scaling(records, str(args.plot))
+        benchmark_report.plot_scaling(_measurements(runs), str(args.plot))
     if args.save:
         if len(runs) != 1:
             raise InputError(f"--save stores one run, but {len(runs)} are given; give one")
         runs[0]["name"] = args.save.stem
         with atomic_file(args.save) as file:
             file.write(orjson.dumps(runs[0], option=orjson.OPT_INDENT_2))
-    if args.into:
-        markdown.update_blocks(args.into, {run["name"]: table([run]) for run in runs})
+    summary = benchmark_report.summary(_measurements(runs)) if args.summary else None
+    if not args.into:
+        print(summary or table(runs))
+    elif summary:
+        markdown.update_blocks(args.into, {args.summary: summary})
     else:
-        print(table(runs))
+        markdown.update_blocks(args.into, {run["name"]: table([run]) for run in runs})
 
 
 if __name__ == "__main__":

@@ -246,7 +246,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return any(part in str(error) for part in ("can't allocate memory", "bad_alloc"))
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""

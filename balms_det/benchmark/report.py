@@ -25,10 +25,9 @@ def table(records: Sequence[Record]) -> str:
     ]
     rows = []
     for record in records:
-        name = ", ".join(part for part in (record["work"], record["variant"]) if part)
         rows.append(
             [
-                name if record["dtype"] == "float32" else f"{name}, {record['dtype']}",
+                _name(record),
                 *(_cell(record["sizes"].get(size), ",") for size in varied),
                 record["peer"],
                 _seconds(record, "ours"),
@@ -46,6 +45,28 @@ def table(records: Sequence[Record]) -> str:
         )
     lines = markdown.table(headers, rows, left=(0, headers.index("peer")))
     return "\n".join([lines, "", *_circumstances(records)])
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A row for each record that has a peer: how many times as fast, and at which memory.
+
+    "-" is what was not measured, or not compared.
+    """
+    rows = [
+        [
+            _name(record),
+            record["peer"],
+            f"{_time(record['peer_s'])} → {_time(record['ours_s'])}",
+            f"{record['ratio']:.3g}",
+            _share(record["ours_peak_mb"], record["peer_peak_mb"]),
+            _difference(record),
+        ]
+        for record in records
+        if record["ratio"] is not None
+    ]
+    headers = ["work", "peer", "time", "times as fast", "of the memory", "diff."]
+    machines = dict.fromkeys(record["machine"] for record in records)
+    return markdown.table(headers, rows, left=(0, 1)) + f"\n\n{'; '.join(machines)}."
 
 
 def plot_scaling(records: Sequence[Record], path: str) -> None:
@@ -88,6 +109,11 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
         column[0].set_title(f"{work}\n{variant}", fontsize=10)
         column[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path, dpi=120)
+
+
+def _name(record: Record) -> str:
+    precision = "" if record["dtype"] == "float32" else record["dtype"]
+    return ", ".join(part for part in (record["work"], record["variant"], precision) if part)
 
 
 def _sizes(records: Sequence[Record]) -> list[str]:
@@ -138,6 +164,10 @@ def _time(seconds: float | None) -> str:
 
 def _scale(seconds: float) -> tuple[int, str]:
     return (1, "s") if seconds >= 1 else (1000, "ms")
+
+
+def _share(ours: float | None, peer: float | None) -> str:
+    return "-" if ours is None or not peer else f"{ours / peer:.2g}"
 
 
 def _difference(record: Record) -> str:
