@@ -288,7 +288,8 @@ def _create(folder: Path, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> Non
             raise InputError(
                 f"{folder}: the features take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
                 "free; make room, name another folder in MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE, "
-                "or lower MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"
+                f"or keep fewer than {arrays['features'][1][1]} proposals of an image with "
+                "MODEL.LONG_TAIL.DECOUPLE.FEATURE_ROWS"
             )
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         partial.mkdir()
