@@ -188,6 +188,20 @@ def test_the_operations_of_both_sides_are_counted_while_they_warm_up():
         assert "ours_arithmetic_s" not in record
 
 
+def test_operations_are_timed_one_by_one():
+    a = torch.ones(400, 400)
+
+    def work():
+        return (a @ a).exp()
+
+    record = measure(Comparison("peer", work, None), device="cpu", repeat=1, operations=True)
+    times = record["ours_operations_s"]
+    assert {"mm", "exp", "other"} <= set(times)
+    assert all(seconds >= 0 for seconds in times.values())
+    assert record["peer_operations_s"] is None
+    assert "ours_operations_s" not in compare(work, None)
+
+
 def test_box_selection_is_bit_identical():
     for record in records("box_selection", device="cpu", repeat=1, sizes={"classes": 100}):
         assert record["max_abs_diff"] == 0
@@ -274,6 +288,19 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero():
     assert "| out of memory |" in report.table([failed])
     part = report.table([stored(peer_part=0.1)])
     assert "detectron2 did 0.1 of the work; its time is scaled to the whole." in part
+
+
+def test_operations_have_a_table_of_their_own():
+    ours = {"convolution": 0.004, "mm": 0.003, "other": 0.001}
+    peer = {"convolution": 1.5, **{f"small_{i}": 0.1 - 0.01 * i for i in range(10)}, "other": 0.02}
+    text = report.table([stored(ours_operations_s=ours, peer_operations_s=peer)])
+    rows = text[text.index("| operation |") :].splitlines()
+    assert rows[2] == "| convolution | 4 ms | 1.5 s |"
+    assert rows[3] == "| small_0 | - | 100 ms |"
+    assert rows[-1] == "| other | 4 ms | 30 ms |"  # what has no row is among it
+    assert len(rows) == 2 + 10 + 1
+    alone = report.table([stored(ours_operations_s=ours, peer_operations_s=None)])
+    assert "| mm | 3 ms | - |" in alone and "| other | 1 ms | - |" in alone
 
 
 def test_a_summary_is_of_what_has_a_peer():

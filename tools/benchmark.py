@@ -33,6 +33,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("works", nargs="+", metavar="WORK", help=f"all, or {', '.join(WORKS)}")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--repeat", type=int, default=5, help="times that each side is timed")
+    parser.add_argument(
+        "--operations", action="store_true", help="time PyTorch's operations one by one, too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
     for size in sorted({size for work in WORKS for size in sizes_of(work)}):
         having = [work for work in WORKS if size in sizes_of(work)]
@@ -103,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = " ".join(["python tools/benchmark.py", *_without_json(shown)])
     measured = []
     for work, sizes in combinations(args):
-        for record in records(work, device=args.device, repeat=args.repeat, sizes=sizes):
+        options = {"repeat": args.repeat, "sizes": sizes, "operations": args.operations}
+        for record in records(work, device=args.device, **options):
             print(line(record), flush=True)
             measured.append({**record, "command": command})
             if args.json:  # after every one, for they may take hours together

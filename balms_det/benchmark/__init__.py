@@ -42,7 +42,12 @@ def sizes_of(name: str) -> dict[str, int]:
 
 
 def records(
-    name: str, *, device: str, repeat: int, sizes: Mapping[str, int] | None = None
+    name: str,
+    *,
+    device: str,
+    repeat: int,
+    sizes: Mapping[str, int] | None = None,
+    operations: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Measure a work and yield a record of every comparison in it.
 
@@ -52,6 +57,7 @@ def records(
         repeat: how many times each side is timed.
         sizes: by name, in the place of the work's defaults; those that it does not have are left
             out.
+        operations: whether PyTorch's operations are timed one by one, too.
     """
     known = sizes_of(name)
     chosen = {**known, **{key: n for key, n in (sizes or {}).items() if key in known}}
@@ -63,7 +69,7 @@ def records(
             "dtype": comparison.dtype,
             "classes": chosen.get("classes"),
             "peer": comparison.peer_name,
-            **measure(comparison, device=device, repeat=repeat),
+            **measure(comparison, device=device, repeat=repeat, operations=operations),
             "sizes": {**chosen, **comparison.sizes},
             **environment(device, torch.get_num_threads()),
         }

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 _PROC = Path("/proc/self")
 _MB = 1024 * 1024
+_LEAST_SHARE = 0.005  # of the time of all operations, for one to be named
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Comparison:
     peer_part: float = 1.0
 
 
-def measure(comparison: Comparison, *, device: str, repeat: int) -> dict[str, Any]:
+def measure(
+    comparison: Comparison, *, device: str, repeat: int, operations: bool = False
+) -> dict[str, Any]:
     """The measured part of a record: times in seconds, memory in MB (2^20 bytes).
 
     Both sides first run once to warm up (unless `repeat` is one, for works that take minutes), once
@@ -58,17 +62,20 @@ def measure(comparison: Comparison, *, device: str, repeat: int) -> dict[str, An
     up, the operations of their convolutions and matrix products are counted, and what these take at
     least is what a large matrix product of as many operations takes.
 
+    With `operations` both run once more, and the record tells how long each of PyTorch's operations
+    took, without those that it called: "ours_operations_s" and "peer_operations_s", by name.
+
     A peer that runs out of memory has None for its numbers and "peer_error" "out of memory".
     """
     gc.collect()
     gc.freeze()  # collections between the runs need not look at what is there already
     try:
-        return _measure(comparison, device, repeat)
+        return _measure(comparison, device, repeat, operations)
     finally:
         gc.unfreeze()
 
 
-def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]:
+def _measure(comparison: Comparison, device: str, repeat: int, operations: bool) -> dict[str, Any]:
     ours = _Side(comparison.ours, device)
     peer = _Side(comparison.peer, device) if comparison.peer else None
     error = None
@@ -117,6 +124,9 @@ def _measure(comparison: Comparison, device: str, repeat: int) -> dict[str, Any]
         speed = _operations_per_second(device, comparison.dtype)
         record["ours_arithmetic_s"] = ours.operations / speed
         record["peer_arithmetic_s"] = peer.operations / speed / part if peer else None
+    if operations:
+        record["ours_operations_s"] = ours.time_operations()
+        record["peer_operations_s"] = peer.time_operations() if peer else None
     if len(differences) > 1:
         record["differences"] = differences
     if part != 1:
@@ -140,6 +150,22 @@ class _Side:
         with FlopCounterMode(display=False) as counter:
             self.run()
         self.operations = counter.get_total_flops()
+
+    def time_operations(self) -> dict[str, float]:
+        """Seconds in each operation, longest first, and in all small ones together, "other"."""
+        activities = [ProfilerActivity.CUDA if self._on_cuda else ProfilerActivity.CPU]
+        with profile(activities=activities) as profiled:
+            self.run()
+            self._synchronize()
+        times = {
+            event.key.removeprefix("aten::"): 1e-6
+            * (event.self_device_time_total if self._on_cuda else event.self_cpu_time_total)
+            for event in profiled.key_averages()
+        }
+        least = _LEAST_SHARE * sum(times.values())
+        named = {name: t for name, t in times.items() if t >= least}
+        named = dict(sorted(named.items(), key=lambda item: -item[1]))
+        return {**named, "other": sum(times.values()) - sum(named.values())}
 
     def measure_time(self) -> None:
         gc.collect()  # or a collection of the other side's garbage may fall into this one's time

@@ -13,9 +13,14 @@ from balms_det.provenance import describe_versions
 
 Record = Mapping[str, Any]
 
+_OPERATIONS = 10  # rows of a table
+
 
 def table(records: Sequence[Record]) -> str:
-    """A table with a row for each record, and below it machine, versions and commands."""
+    """A table with a row for each record, and below it machine, versions and commands.
+
+    Where operations were timed one by one, a table of these follows for each record.
+    """
     varied = [name for name in _sizes(records) if len({r["sizes"].get(name) for r in records}) > 1]
     counted = any("ours_arithmetic_s" in record for record in records)
     arithmetic = ["arithmetic", "peer's arithmetic"] if counted else []
@@ -44,7 +49,22 @@ def table(records: Sequence[Record]) -> str:
             ]
         )
     lines = markdown.table(headers, rows, left=(0, headers.index("peer")))
-    return "\n".join([lines, "", *_circumstances(records)])
+    timed = [record for record in records if "ours_operations_s" in record]
+    return "\n".join([lines, "", *_circumstances(records), *map(_operations, timed)])
+
+
+def _operations(record: Record) -> str:
+    """Where the time of both sides goes, by operation, the peer's longest first."""
+    ours, peer = record["ours_operations_s"], record["peer_operations_s"] or {}
+    longest = sorted({*ours, *peer} - {"other"}, key=lambda n: (-peer.get(n, 0), -ours.get(n, 0)))
+    names = [*longest[:_OPERATIONS], "other"]
+    rows = []
+    for times in (ours, peer):
+        rest = sum(times.values()) - sum(times.get(name, 0) for name in names[:-1])
+        rows.append([*(times.get(name) for name in names[:-1]), rest if times else None])
+    rows = [[name, *map(_time, pair)] for name, *pair in zip(names, *rows, strict=True)]
+    table = markdown.table(["operation", "ours", "peer's"], rows)
+    return f"\n{_name(record)}, once more, by operation:\n\n{table}"
 
 
 def summary(records: Sequence[Record]) -> str:
