@@ -154,7 +154,7 @@ class _Side:
     def time_operations(self) -> dict[str, float]:
         """Seconds in each operation, longest first, and in all small ones together, "other"."""
         activities = [ProfilerActivity.CUDA if self._on_cuda else ProfilerActivity.CPU]
-        with profile(activities=activities) as profiled:
+        with profile(activities=activities, acc_events=True) as profiled:
             self.run()
             self._synchronize()
         times = {
