@@ -284,6 +284,19 @@ ABLATIONS = {
             )
         ),
     ),
+    "base": Ablation(
+        "Which detector should a second stage start from?",
+        tuple(
+            replace(
+                METHODS[name],
+                name=f"{name}_on_{base}",
+                title=METHODS[name].title.removesuffix(", second stage"),
+                base=base,
+            )
+            for name in ("crt", "decoupled_balsoftmax", "decoupled_balsig", "balms")
+            for base in ("rfs", "softmax")
+        ),
+    ),
     "rfs_threshold": Ablation(
         "Which threshold of repeat factor sampling, for the classifier on frozen features?",
         tuple(
