@@ -21,6 +21,7 @@ SUITES = {
     "cifar10_lt": METHODS,
     "cifar100_lt": METHODS,
     "cifar10_lt_cpu": FEWER,
+    "cifar10_lt_cpu_long": FEWER,
     "imagenet_lt": FEWER,
     "places_lt": ["softmax", "decoupled_balanced_softmax", "balms"],
 }

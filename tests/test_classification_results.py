@@ -218,7 +218,7 @@ def test_the_documents_tables_are_those_of_the_stored_runs(tmp_path):
         assert (ROOT / "docs" / "images" / plot.name).is_file()
 
 
-@pytest.mark.parametrize("suite", ["digits_lt", "cifar10_lt_cpu"])
+@pytest.mark.parametrize("suite", ["digits_lt", "cifar10_lt_cpu", "cifar10_lt_cpu_long"])
 def test_the_stored_runs_are_complete_and_in_their_places(suite):
     methods, imbalances = compare_classifiers.SUITES[suite]
     runs = stored(suite)

@@ -47,6 +47,7 @@ METHODS = (
 SUITES = {
     "digits_lt": (METHODS, (100, 50, 10)),
     "cifar10_lt_cpu": (CORE, (200, 100, 10)),
+    "cifar10_lt_cpu_long": (CORE, (200,)),
     "cifar10_lt": (METHODS, (200, 100, 10)),
     "cifar100_lt": (METHODS, (200, 100, 10)),
 }
@@ -95,7 +96,7 @@ def update(document: Path, folder: Path) -> None:
     tables = {}
     for suite, (methods, imbalances) in SUITES.items():
         runs = load_runs(folder, suite)
-        numbers = published["accuracy"].get(suite.removesuffix("_cpu"), {})
+        numbers = published["accuracy"].get(suite.partition("_cpu")[0], {})
         parts = [comparison_table(runs, methods, imbalances, numbers)]
         if runs:
             plot = Path("images") / f"{suite}_marginals.png"
