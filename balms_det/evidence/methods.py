@@ -325,7 +325,6 @@ ABLATIONS = {
             for name, title, inference in (
                 ("defaults", "defaults", {}),
                 ("fast_convolutions", "fast convolutions", {"FAST_CONVOLUTIONS": True}),
-                ("bfloat16", "bfloat16", {"PRECISION": "bfloat16"}),
                 (
                     "bfloat16_folded",
                     "bfloat16 and folded norms",
