@@ -211,26 +211,27 @@ def train_step(
         batch = [annotated(photograph(side, seed), classes, seed) for seed in range(images)]
         softmax, balanced_sigmoid = (our_model(cfg, n) for n in ("softmax", "balanced_sigmoid"))
         stock = stock_model(cfg, softmax)
-        for model in (stock, softmax, balanced_sigmoid):
+        models = {"softmax": softmax, "balanced_sigmoid": balanced_sigmoid}
+        if device == "cpu":
+            cfg.MODEL.LONG_TAIL.FAST_ROI_GRADIENTS = True
+            fast = our_model(cfg, "softmax")
+            fast.load_state_dict(softmax.state_dict())
+            models["softmax, fast RoI gradients"] = fast
+        for model in (stock, *models.values()):
             propose_objects(model)
         # Detectron2's mixed precision, SOLVER.AMP, is for GPUs.
         for dtype in ("float32", "float16") if device == "cuda" else ("float32",):
             peer = _TrainStep(stock, batch, dtype)
-            yield Comparison(
-                "detectron2",
-                _TrainStep(softmax, batch, dtype),
-                peer,
-                _largest_difference_of_losses,
-                variant="softmax",
-                dtype=dtype,
-            )
-            yield Comparison(
-                "detectron2 softmax",
-                _TrainStep(balanced_sigmoid, batch, dtype),
-                peer,
-                variant="balanced_sigmoid",
-                dtype=dtype,
-            )
+            for variant, model in models.items():
+                is_softmax = model is not balanced_sigmoid
+                yield Comparison(
+                    "detectron2" if is_softmax else "detectron2 softmax",
+                    _TrainStep(model, batch, dtype),
+                    peer,
+                    _largest_difference_of_losses if is_softmax else None,
+                    variant=variant,
+                    dtype=dtype,
+                )
 
 
 class _TrainStep:
