@@ -250,8 +250,9 @@ def _memory_limit(device: str) -> Iterator[None]:
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = 1024 * int(fields["MemAvailable"].split()[0])
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    # A part of what counts as available is not, when it comes to it.
-    limit = _process_status("VmData") + int(0.8 * available)
+    # A part of what counts as available is not, when it comes to it; and libraries have reserved
+    # more than they hold, which counts against the limit but takes up no memory yet.
+    limit = _process_status("RssAnon") + int(0.8 * available)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
