@@ -240,6 +240,15 @@ def test_the_tool_measures_every_combination_of_sizes(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(found)
 
 
+def test_the_peer_can_be_left_out(tmp_path):
+    stored = tmp_path / "records.json"
+    sizes = ["--classes", "5", "--proposals", "20", "--repeat", "1"]
+    tool.main(["box_selection", *sizes, "--without-peer", "--json", str(stored)])
+    for record in json.loads(stored.read_text()):
+        assert record["ours_s"] > 0
+        assert record["peer_s"] is record["max_abs_diff"] is None
+
+
 def test_sizes_have_defaults_of_lvis():
     assert sizes_of("box_selection") == {"classes": 1203, "proposals": 1000, "detections": 300}
     assert all(math.isfinite(n) and n > 0 for name in WORKS for n in sizes_of(name).values())

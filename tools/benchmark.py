@@ -36,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--operations", action="store_true", help="time PyTorch's operations one by one, too"
     )
+    parser.add_argument("--without-peer", action="store_true", help="where the peer takes too long")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
     for size in sorted({size for work in WORKS for size in sizes_of(work)}):
         having = [work for work in WORKS if size in sizes_of(work)]
@@ -106,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = " ".join(["python tools/benchmark.py", *_without_json(shown)])
     measured = []
     for work, sizes in combinations(args):
-        options = {"repeat": args.repeat, "sizes": sizes, "operations": args.operations}
+        options = {
+            "repeat": args.repeat,
+            "sizes": sizes,
+            "operations": args.operations,
+            "with_peer": not args.without_peer,
+        }
         for record in records(work, device=args.device, **options):
             print(line(record), flush=True)
             measured.append({**record, "command": command})

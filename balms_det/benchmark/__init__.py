@@ -6,6 +6,7 @@ A work is a generator function of a device and, by keyword, of its sizes; it yie
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def records(
     repeat: int,
     sizes: Mapping[str, int] | None = None,
     operations: bool = False,
+    with_peer: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Measure a work and yield a record of every comparison in it.
 
@@ -58,10 +60,13 @@ def records(
         sizes: by name, in the place of the work's defaults; those that it does not have are left
             out.
         operations: whether PyTorch's operations are timed one by one, too.
+        with_peer: whether the peer is run, too.
     """
     known = sizes_of(name)
     chosen = {**known, **{key: n for key, n in (sizes or {}).items() if key in known}}
     for comparison in WORKS[name](device, **chosen):
+        if not with_peer:
+            comparison = replace(comparison, peer=None)
         yield {
             "work": name,
             "variant": comparison.variant,
