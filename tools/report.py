@@ -7,7 +7,8 @@ Every number in this project's documents comes from a stored run through this to
     python tools/report.py docs/runs/quickstart.json --into README.md
     python tools/report.py docs/runs/performance/*.json --into docs/PERFORMANCE.md
     python tools/report.py docs/runs/performance/classes.json --plot docs/images/classes.png
-    python tools/report.py docs/runs/performance/image.json --summary performance --into README.md
+    python tools/report.py docs/runs/performance/{heads,image,train,evaluation}.json
+        --summary performance --into README.md
 
 What tools/benchmark.py --json wrote is a run too; --plot draws how its times grow with the number
 of classes or proposals. --into replaces what stands between <!-- report: RUN --> and
