@@ -197,9 +197,10 @@ def add_balms_config(cfg: Any) -> None:
     # torch.compile the backbone, which takes minutes once.
     cfg.MODEL.LONG_TAIL.INFERENCE.COMPILE_BACKBONE = False
 
-    # In training on a CPU, compute the gradient of RoIAlign as a sparse matrix product: the same up
-    # to rounding, in a fraction of the time.
-    cfg.MODEL.LONG_TAIL.FAST_ROI_GRADIENTS = False
+    # Train on a CPU with matrix products in the place of convolutions (3 x 3 by Winograd's
+    # algorithm) and of RoIAlign's gradient: the same up to rounding. docs/PERFORMANCE.md tells how
+    # much faster.
+    cfg.MODEL.LONG_TAIL.FAST_TRAINING = False
 
     # "SGD" (Detectron2's own) or "AdamW", which learns from scratch in far fewer iterations.
     cfg.SOLVER.OPTIMIZER = "SGD"

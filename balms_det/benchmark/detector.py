@@ -37,6 +37,7 @@ from balms_det.modeling import (
     LongTailPredictor,
     criterion_from_options,
     prepared_for_inference,
+    speed_up_training,
     use_matrix_products,
 )
 
@@ -154,8 +155,8 @@ def image(
     inputs = photograph(side)
     for model in (stock, ours):
         model.eval()
-    spread_scores(stock, inputs)
-    ours.load_state_dict(stock.state_dict())
+    spread_scores(ours, inputs)
+    stock.load_state_dict(ours.state_dict())
 
     def detect(model: torch.nn.Module) -> Instances:
         with torch.inference_mode():
@@ -213,10 +214,8 @@ def train_step(
         stock = stock_model(cfg, softmax)
         models = {"softmax": softmax, "balanced_sigmoid": balanced_sigmoid}
         if device == "cpu":
-            cfg.MODEL.LONG_TAIL.FAST_ROI_GRADIENTS = True
-            fast = our_model(cfg, "softmax")
-            fast.load_state_dict(softmax.state_dict())
-            models["softmax, fast RoI gradients"] = fast
+            models["softmax, fast training"] = copy.deepcopy(softmax)
+            speed_up_training(models["softmax, fast training"])
         for model in (stock, *models.values()):
             propose_objects(model)
         # Detectron2's mixed precision, SOLVER.AMP, is for GPUs.

@@ -59,8 +59,8 @@ def measure(
 
     Both sides first run once to warm up (unless `repeat` is one, for works that take minutes), once
     for their outputs and memory, and then `repeat` times in turn for their times. While they warm
-    up, the operations of their convolutions and matrix products are counted, and what these take at
-    least is what a large matrix product of as many operations takes.
+    up, the floating-point operations (FLOPs) of their convolutions and matrix products are counted,
+    and what these take at least is what a large matrix product of as many takes.
 
     With `operations` both run once more, and the record tells how long each of PyTorch's operations
     took, without those that it called: "ours_operations_s" and "peer_operations_s", by name.
@@ -80,14 +80,14 @@ def _measure(comparison: Comparison, device: str, repeat: int, operations: bool)
     peer = _Side(comparison.peer, device) if comparison.peer else None
     error = None
     if repeat > 1:
-        ours.count_operations()
+        ours.count_flops()
     outputs = ours.measure_memory()
     differences: dict[str, float] = {}
     if peer is not None:
         try:
             with _memory_limit(device):
                 if repeat > 1:
-                    peer.count_operations()
+                    peer.count_flops()
                 peer_outputs = peer.measure_memory()
         except (MemoryError, RuntimeError) as failure:
             if not _is_out_of_memory(failure):
@@ -120,10 +120,10 @@ def _measure(comparison: Comparison, device: str, repeat: int, operations: bool)
         "max_abs_diff": max(differences.values(), default=None),
         "repeat": repeat,
     }
-    if ours.operations:
-        speed = _operations_per_second(device, comparison.dtype)
-        record["ours_arithmetic_s"] = ours.operations / speed
-        record["peer_arithmetic_s"] = peer.operations / speed / part if peer else None
+    if ours.flops:
+        speed = _flops_per_second(device, comparison.dtype)
+        record["ours_arithmetic_s"] = ours.flops / speed
+        record["peer_arithmetic_s"] = peer.flops / speed / part if peer else None
     if operations:
         record["ours_operations_s"] = ours.time_operations()
         record["peer_operations_s"] = peer.time_operations() if peer else None
@@ -143,13 +143,13 @@ class _Side:
         self.run = work
         self.seconds: list[float] = []
         self.peak_mb: float | None = None
-        self.operations = 0
+        self.flops = 0
         self._on_cuda = torch.device(device).type == "cuda"
 
-    def count_operations(self) -> None:
+    def count_flops(self) -> None:
         with FlopCounterMode(display=False) as counter:
             self.run()
-        self.operations = counter.get_total_flops()
+        self.flops = counter.get_total_flops()
 
     def time_operations(self) -> dict[str, float]:
         """Seconds in each operation, longest first, and in all small ones together, "other"."""
@@ -260,7 +260,7 @@ def _memory_limit(device: str) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _operations_per_second(device: str, dtype: str, size: int = 2048) -> float:
+def _flops_per_second(device: str, dtype: str, size: int = 2048) -> float:
     """Of a product of two square matrices, the best of five."""
     matrix = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
     product = _Side(lambda: matrix @ matrix, device)

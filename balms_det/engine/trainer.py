@@ -30,7 +30,7 @@ from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import prepared_for_inference, train_on_features
+from balms_det.modeling import prepared_for_inference, speed_up_training, train_on_features
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,10 @@ class LongTailTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:
-        """The model, frozen where MODEL.LONG_TAIL.DECOUPLE says so."""
+        """The model, frozen where MODEL.LONG_TAIL.DECOUPLE says so, and as FAST_TRAINING says."""
         model = super().build_model(cfg)
+        if cfg.MODEL.LONG_TAIL.FAST_TRAINING:
+            speed_up_training(model)
         decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
         if decouple.ENABLED:
             for key in ("TRAIN_MODULES", "REINIT"):

@@ -1,6 +1,11 @@
 """ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
 
-from balms_det.modeling.execution import PRECISIONS, prepared_for_inference, use_matrix_products
+from balms_det.modeling.execution import (
+    PRECISIONS,
+    prepared_for_inference,
+    speed_up_training,
+    use_matrix_products,
+)
 from balms_det.modeling.lazy import criterion_from_options
 from balms_det.modeling.mask_head import LongTailMaskHead
 from balms_det.modeling.predictor import LongTailPredictor
@@ -16,6 +21,7 @@ __all__ = [
     "criterion_from_options",
     "prepared_for_inference",
     "sampled_roi_features",
+    "speed_up_training",
     "train_on_features",
     "use_matrix_products",
 ]

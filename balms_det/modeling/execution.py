@@ -1,21 +1,27 @@
-"""How a trained model is run: the same detections, computed in a faster way.
+"""How a model is run: the same detections and gradients, computed in a faster way.
 
 What this changes is how numbers are rounded and nothing else; it is off unless
-MODEL.LONG_TAIL.INFERENCE asks for it.
+MODEL.LONG_TAIL.INFERENCE or MODEL.LONG_TAIL.FAST_TRAINING asks for it.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from balms_det.modeling.winograd import winograd_conv2d, winograd_weight
+from balms_det.modeling.roi_align import use_fast_gradients
+from balms_det.modeling.winograd import (
+    trainable_winograd_conv2d,
+    winograd_conv2d,
+    winograd_weight,
+)
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,24 +68,65 @@ def fold_norms(model: nn.Module) -> None:
 def use_matrix_products(model: nn.Module) -> None:
     """Compute convolutions as matrix products: 1 x 1, and by Winograd's algorithm 3 x 3.
 
-    PyTorch's own convolution of 1 x 1 of a single image uses one of a processor's cores.
+    PyTorch's own convolution of 1 x 1 of a single image uses one of a processor's cores. The model
+    cannot be trained any more; :func:`speed_up_training` is for that.
     """
-    for conv in model.modules():
-        if not isinstance(conv, Conv2d) or conv.groups != 1 or conv.dilation != (1, 1):
-            continue
-        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
+    for conv in _convolutions(model):
+        if _is_pointwise(conv):
             convolve = partial(_pointwise_conv2d, conv)
-        elif (
-            conv.kernel_size == (3, 3)
-            and conv.stride == conv.padding == (1, 1)
-            and min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
-        ):
+        elif _suits_winograd(conv):
             weight = winograd_weight(conv.weight)
             convolve = partial(winograd_conv2d, weight=weight, bias=conv.bias)
         else:
             continue
         # In its place, for Detectron2's modules also hold their layers in plain lists.
         conv.forward = partial(_forward, conv, convolve)
+
+
+def speed_up_training(model: nn.Module) -> None:
+    """On a processor, in single precision, compute gradients in fewer operations, or on all cores.
+
+    Convolutions of 1 x 1 are matrix products, those of 3 x 3 follow Winograd's algorithm, and the
+    gradient of RoIAlign is a product with a sparse matrix. Without gradients, on other devices and
+    in mixed precision the model runs as before.
+    """
+    for pooler in model.modules():
+        if isinstance(pooler, ROIPooler):
+            use_fast_gradients(pooler)
+    for conv in _convolutions(model):
+        if _is_pointwise(conv):
+            conv.forward = partial(_training_forward, conv, partial(_pointwise_conv2d, conv))
+        elif _suits_winograd(conv):
+            conv.forward = partial(_training_forward, conv, partial(_winograd_conv2d, conv))
+
+
+def _convolutions(model: nn.Module) -> Iterator[Conv2d]:
+    for conv in model.modules():
+        if isinstance(conv, Conv2d) and conv.groups == 1 and conv.dilation == (1, 1):
+            yield conv
+
+
+def _is_pointwise(conv: Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.padding == (0, 0)
+
+
+def _suits_winograd(conv: Conv2d) -> bool:
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == (1, 1)
+        and min(conv.in_channels, conv.out_channels) >= _LEAST_WINOGRAD_CHANNELS
+    )
+
+
+def _training_forward(conv: Conv2d, convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        result: Tensor = type(conv).forward(conv, x)
+        return result
+    return _forward(conv, convolve, x)
+
+
+def _winograd_conv2d(conv: Conv2d, x: Tensor) -> Tensor:
+    return trainable_winograd_conv2d(x, conv.weight, conv.bias)
 
 
 def _forward(conv: Conv2d, convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

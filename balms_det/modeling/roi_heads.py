@@ -3,32 +3,17 @@
 from typing import Any
 
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from detectron2.structures import Instances
 from torch import Tensor
 
 from balms_det.modeling.inference import PredictedBoxes
 from balms_det.modeling.predictor import LongTailPredictor
-from balms_det.modeling.roi_align import use_fast_gradients
-
-
-def _with_poolers(cfg: Any, ret: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ROI heads, with poolers as MODEL.LONG_TAIL.FAST_ROI_GRADIENTS says."""
-    if cfg.MODEL.LONG_TAIL.FAST_ROI_GRADIENTS:
-        for part in ret.values():
-            if isinstance(part, ROIPooler):
-                use_fast_gradients(part)
-    return ret
 
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailROIHeads(StandardROIHeads):
     """Mask R-CNN's heads, classified by a :class:`LongTailPredictor`."""
-
-    @classmethod
-    def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
-        return _with_poolers(cfg, super().from_config(cfg, input_shape))
 
     @classmethod
     def _init_box_head(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
@@ -40,10 +25,6 @@ class LongTailROIHeads(StandardROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class LongTailCascadeROIHeads(CascadeROIHeads):
     """Cascade R-CNN's heads, each stage classified by a :class:`LongTailPredictor`."""
-
-    @classmethod
-    def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
-        return _with_poolers(cfg, super().from_config(cfg, input_shape))
 
     @classmethod
     def _init_box_head(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
