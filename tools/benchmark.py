@@ -34,7 +34,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--repeat", type=int, default=5, help="times that each side is timed")
     parser.add_argument(
-        "--operations", action="store_true", help="time PyTorch's operations one by one, too"
+        "--operations",
+        action="store_true",
+        help="time PyTorch's operations, or else Python's functions, one by one, too",
     )
     parser.add_argument("--without-peer", action="store_true", help="where the peer takes too long")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")

@@ -4,12 +4,16 @@ Times are of the same process, ours and the peer's in turn, so that what else th
 touches both alike; what is compared is their medians.
 """
 
+import cProfile
 import ctypes
 import gc
 import math
+import pstats
+import re
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +67,8 @@ def measure(
     and what these take at least is what a large matrix product of as many takes.
 
     With `operations` both run once more, and the record tells how long each of PyTorch's operations
-    took, without those that it called: "ours_operations_s" and "peer_operations_s", by name.
+    took, without those that it called: "ours_operations_s" and "peer_operations_s", by name. Where
+    PyTorch does less than half of the work, it is Python's functions instead.
 
     A peer that runs out of memory has None for its numbers and "peer_error" "out of memory".
     """
@@ -155,13 +160,17 @@ class _Side:
         """Seconds in each operation, longest first, and in all small ones together, "other"."""
         activities = [ProfilerActivity.CUDA if self._on_cuda else ProfilerActivity.CPU]
         with profile(activities=activities, acc_events=True) as profiled:
+            start = time.perf_counter()
             self.run()
             self._synchronize()
+            elapsed = time.perf_counter() - start
         times = {
             event.key.removeprefix("aten::"): 1e-6
             * (event.self_device_time_total if self._on_cuda else event.self_cpu_time_total)
             for event in profiled.key_averages()
         }
+        if not self._on_cuda and sum(times.values()) < elapsed / 2:
+            times = _time_functions(self.run)
         least = _LEAST_SHARE * sum(times.values())
         named = {name: t for name, t in times.items() if t >= least}
         named = dict(sorted(named.items(), key=lambda item: -item[1]))
@@ -189,6 +198,21 @@ class _Side:
     def _synchronize(self) -> None:
         if self._on_cuda:
             torch.cuda.synchronize()
+
+
+def _time_functions(work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds in each Python function, built-in ones included, without those that it called."""
+    with cProfile.Profile() as profiled:
+        work()
+    times: dict[str, float] = defaultdict(float)
+    for (file, _, name), (_, _, seconds, *_) in pstats.Stats(profiled).stats.items():  # type: ignore[attr-defined]
+        if file == "~":  # "<method 'update' of 'StreamingEval' objects>", "<built-in method open>"
+            method = re.fullmatch("<method '(.+)' of '(.+)' objects>", name)
+            name = f"{method[2]}.{method[1]}" if method else name.strip("<>").split()[-1]
+        else:
+            name = f"{Path(file).stem}.{name}"
+        times[name] += seconds
+    return dict(times)
 
 
 @contextmanager

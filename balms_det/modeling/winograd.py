@@ -13,13 +13,13 @@ Shapes: N images, C and D channels of input and output, H x W pixels, T tiles.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_TILES = 512  # measured, of 128 to 1024
+_TILES = 512
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
@@ -40,15 +40,15 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (N, D, H, W), with channels last in memory.
     """
-    n, _, height, width = x.shape
-    padded = _padded(x, 1)
-    y = x.new_empty(n, padded.shape[1] - 2, padded.shape[2] - 2, weight.shape[-1])
-    for inputs, outputs in _blocks(padded, y):
-        products = torch.bmm(_input_tiles(inputs), weight)
-        _sum_outputs(products.view(4, 4, *_tile_grid(outputs), -1), outputs)
+    pixels = x.permute(0, 2, 3, 1)
+    y = x.new_empty(*pixels.shape[:3], weight.shape[-1])
+    for block in _blocks(y):
+        products = torch.bmm(_input_tiles(_cut_out(pixels, block, border=1)), weight)
+        of_image, of_block = block.cut(y.shape[1], border=0)
+        y[block.images, of_image] = _outputs(products, block)[:, of_block, : y.shape[2]]
     if bias is not None:
         y += bias
-    return y[:, :height, :width].permute(0, 3, 1, 2)
+    return y.permute(0, 3, 1, 2)
 
 
 def trainable_winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,22 +79,22 @@ def _gradients(
 
     The input's tiles are computed once more, for they take four times its memory.
     """
-    _, _, height, width = x.shape
     transposed = winograd_weight(weight).transpose(1, 2)
-    padded, of_y = _padded(x, 1), _padded(gradient, 0)
-    of_padded = torch.zeros_like(padded) if for_x else None
+    pixels, of_y = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    of_pixels = of_y.new_zeros(pixels.shape) if for_x else None
     of_transformed = weight.new_zeros(16, weight.shape[1], weight.shape[0])
-    for inputs, of_outputs, *of_inputs in _blocks(padded, of_y, of_padded):
-        of_products = _output_tiles(of_outputs)
+    for block in _blocks(of_y):
+        of_products = _transposed_outputs(_cut_out(of_y, block, border=0))
         if for_weight:
-            tiles = _input_tiles(inputs).transpose(1, 2)
+            tiles = _input_tiles(_cut_out(pixels, block, border=1)).transpose(1, 2)
             torch.baddbmm(of_transformed, tiles, of_products, out=of_transformed)
-        if for_x:
+        if of_pixels is not None:
             of_tiles = torch.bmm(of_products, transposed)
-            _add_inputs(of_tiles.view(4, 4, *_tile_grid(of_outputs), -1), of_inputs[0])
-    of_x = of_weight = None
-    if of_padded is not None:
-        of_x = of_padded[:, 1 : height + 1, 1 : width + 1].permute(0, 3, 1, 2)
+            of_image, of_block = block.cut(x.shape[2], border=1)
+            of_inputs = _transposed_input_tiles(of_tiles, block)
+            of_pixels[block.images, of_image] += of_inputs[:, of_block, 1 : x.shape[3] + 1]
+    of_x = None if of_pixels is None else of_pixels.permute(0, 3, 1, 2)
+    of_weight = None
     if for_weight:
         g = _kernel_transform(weight)
         of_weight = torch.einsum("ai,abcd,bj->dcij", g, of_transformed.unflatten(0, (4, 4)), g)
@@ -106,42 +106,44 @@ def _kernel_transform(like: Tensor) -> Tensor:
     return like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
-def _padded(x: Tensor, border: int) -> Tensor:
-    """(N, C, H, W) -> (N, H', W', C): H and W rounded up to even, and a border of zeros."""
-    n, channels, height, width = x.shape
-    bottom, right = height + border, width + border
-    padded = x.new_empty(
-        n, height + height % 2 + 2 * border, width + width % 2 + 2 * border, channels
-    )
-    padded[:, :border] = padded[:, bottom:] = padded[:, :, :border] = padded[:, :, right:] = 0
-    padded[:, border:bottom, border:right] = x.permute(0, 2, 3, 1)
-    return padded
+class _Block(NamedTuple):
+    """Neighbouring tiles of some images, as many as stay in the cache."""
+
+    images: slice
+    top: int  # pixel
+    rows: int  # of tiles
+    columns: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.images.stop - self.images.start, self.rows, self.columns
+
+    def cut(self, length: int, border: int) -> tuple[slice, slice]:
+        """Rows of an image of `length` rows, and where they are in a block with a border."""
+        first, last = self.top - border, min(self.top + 2 * self.rows + border, length)
+        return slice(max(first, 0), last), slice(max(-first, 0), last - first)
 
 
-def _blocks(inputs: Tensor, outputs: Tensor, *more_inputs: Tensor | None) -> Iterator[list[Tensor]]:
-    """As many tiles at a time as stay in the cache: whole images, or some rows of one.
-
-    Args:
-        inputs: (N, H + 2, W + 2, C), H and W even.
-        outputs: (N, H, W, D).
-        more_inputs: as `inputs`, or None.
-    """
-    n, rows, columns = _tile_grid(outputs)
+def _blocks(y: Tensor) -> Iterator[_Block]:
+    """Whole images of (N, H, W, D), or some rows of one."""
+    n, height, width, _ = y.shape
+    rows, columns = -(-height // 2), -(-width // 2)
     images_at_once = max(1, _TILES // max(rows * columns, 1))
     rows_at_once = max(1, min(rows, _TILES // max(columns, 1)))
     for image in range(0, n, images_at_once):
-        images = slice(image, image + images_at_once)
+        images = slice(image, min(image + images_at_once, n))
         for row in range(0, rows, rows_at_once):
-            last = min(row + rows_at_once, rows)
-            block = [inputs[images, 2 * row : 2 * last + 2], outputs[images, 2 * row : 2 * last]]
-            block += [x[images, 2 * row : 2 * last + 2] for x in more_inputs if x is not None]
-            yield block
+            yield _Block(images, 2 * row, min(rows_at_once, rows - row), columns)
 
 
-def _tile_grid(outputs: Tensor) -> tuple[int, int, int]:
-    """Of (N, H, W, D): images, rows and columns of tiles."""
-    n, height, width, _ = outputs.shape
-    return n, height // 2, width // 2
+def _cut_out(x: Tensor, block: _Block, *, border: int) -> Tensor:
+    """The pixels of a block of (N, H, W, C), with a border, and zeros beyond the image."""
+    n, rows, columns = block.grid
+    width = x.shape[2]
+    result = x.new_zeros(n, 2 * rows + 2 * border, 2 * columns + 2 * border, x.shape[3])
+    of_image, of_block = block.cut(x.shape[1], border)
+    result[:, of_block, border : border + width] = x[block.images, of_image]
+    return result
 
 
 def _input_tiles(x: Tensor) -> Tensor:
@@ -156,35 +158,41 @@ def _input_tiles(x: Tensor) -> Tensor:
     return tiles.view(16, -1, channels)
 
 
-def _sum_outputs(products: Tensor, y: Tensor) -> None:
-    """A^T M A of every tile: (4, 4, N, H / 2, W / 2, D), written into `y` (N, H, W, D)."""
+def _transposed_input_tiles(tiles: Tensor, block: _Block) -> Tensor:
+    """The transpose of :func:`_input_tiles`, B V B^T: (16, T, C) -> (N, H + 2, W + 2, C)."""
+    n, rows, columns = block.grid
+    tiles = tiles.view(4, 4, n, rows, columns, -1)
+    along_rows = tiles.new_zeros(4, n, rows, 2 * columns + 2, tiles.shape[-1])
+    for i in range(4):
+        _transposed_input_transform(
+            tiles[i], [along_rows[i, :, :, j : j + 2 * columns : 2] for j in range(4)]
+        )
+    x = tiles.new_zeros(n, 2 * rows + 2, 2 * columns + 2, tiles.shape[-1])
+    _transposed_input_transform(along_rows, [x[:, i : i + 2 * rows : 2] for i in range(4)])
+    return x
+
+
+def _outputs(products: Tensor, block: _Block) -> Tensor:
+    """A^T M A of every tile: (16, T, D) -> (N, H, W, D)."""
+    n, rows, columns = block.grid
+    products = products.view(4, 4, n, rows, columns, -1)
     sums = products.new_empty(2, *products.shape[1:])
     _output_transform(products, sums[0], sums[1])
+    y = products.new_empty(n, 2 * rows, 2 * columns, products.shape[-1])
     for row in range(2):
         _output_transform(sums[row], y[:, row::2, 0::2], y[:, row::2, 1::2])
+    return y
 
 
-def _output_tiles(y: Tensor) -> Tensor:
-    """The transpose of :func:`_sum_outputs`, A Y A^T: (N, H, W, D) -> (16, T, D)."""
-    n, rows, columns = _tile_grid(y)
-    sums = y.new_empty(2, 4, n, rows, columns, y.shape[-1])
+def _transposed_outputs(y: Tensor) -> Tensor:
+    """The transpose of :func:`_outputs`, A Y A^T: (N, H, W, D) -> (16, T, D)."""
+    n, height, width, channels = y.shape
+    sums = y.new_empty(2, 4, n, height // 2, width // 2, channels)
     for row in range(2):
         _transposed_output_transform(y[:, row::2, 0::2], y[:, row::2, 1::2], sums[row])
     products = y.new_empty(4, *sums.shape[1:])
     _transposed_output_transform(sums[0], sums[1], products)
-    return products.view(16, -1, y.shape[-1])
-
-
-def _add_inputs(tiles: Tensor, x: Tensor) -> None:
-    """The transpose of :func:`_input_tiles`, B V B^T: (4, 4, N, H / 2, W / 2, C), added to `x`."""
-    along_rows = tiles.new_zeros(4, *tiles.shape[2:4], x.shape[2], x.shape[3])
-    for i in range(4):
-        columns = tiles.shape[4]
-        _transposed_input_transform(
-            tiles[i], [along_rows[i, :, :, j : j + 2 * columns : 2] for j in range(4)]
-        )
-    rows = tiles.shape[3]
-    _transposed_input_transform(along_rows, [x[:, i : i + 2 * rows : 2] for i in range(4)])
+    return products.view(16, -1, channels)
 
 
 def _input_transform(d: list[Tensor], out: Tensor) -> None:
