@@ -33,6 +33,7 @@ PURE = {
     "garbage",
     "losses",
     "markdown",
+    "memory",
     "peer_losses",
     "provenance",
     "repeat_factors",

@@ -31,6 +31,7 @@ from balms_det.command_line import run_tool
 from balms_det.config import config_file
 from balms_det.errors import InputError
 from balms_det.markdown import update_blocks
+from balms_det.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"
@@ -67,6 +68,7 @@ def run(suite: str, method: str, imbalance: int, seed: int, opts: Sequence[str])
 
 def compare(args: argparse.Namespace) -> None:
     """Store the runs of a suite that are not stored yet."""
+    keep_freed_memory()
     methods, imbalances = SUITES[args.suite]
     for imbalance in args.imbalances or imbalances:
         for seed in range(args.seeds):

@@ -18,6 +18,7 @@ import orjson
 from balms_det.atomic_file import atomic_file
 from balms_det.classification import Trainer, load_config
 from balms_det.command_line import run_tool
+from balms_det.memory import keep_freed_memory
 
 logger = logging.getLogger("balms_det")
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    keep_freed_memory()
     cfg = load_config(args.config_file, args.opts)
     trainer = Trainer(cfg)
     counts = trainer.stats.image_counts

@@ -1,6 +1,7 @@
 """Stored measurements as tables and figures."""
 
 from collections import defaultdict
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from balms_det.provenance import describe_versions
 
 Record = Mapping[str, Any]
 
-_OPERATIONS = 10  # rows of a table
+_OPERATIONS = 5  # of each side, that have rows
 
 
 def table(records: Sequence[Record]) -> str:
@@ -54,10 +55,13 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _operations(record: Record) -> str:
-    """Where the time of both sides goes, by operation, the peer's longest first."""
+    """Where the time of both sides goes, by operation, the longest first."""
     ours, peer = record["ours_operations_s"], record["peer_operations_s"] or {}
-    longest = sorted({*ours, *peer} - {"other"}, key=lambda n: (-peer.get(n, 0), -ours.get(n, 0)))
-    names = [*longest[:_OPERATIONS], "other"]
+    chosen: set[str] = set()
+    for times in (ours, peer):
+        chosen.update(sorted(times.keys() - {"other"}, key=times.__getitem__)[-_OPERATIONS:])
+    names = sorted(chosen, key=lambda name: (-max(ours.get(name, 0), peer.get(name, 0)), name))
+    names.append("other")
     rows = []
     for times in (ours, peer):
         rest = sum(times.values()) - sum(times.get(name, 0) for name in names[:-1])
@@ -126,7 +130,7 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
             row.set_xlabel(size)
             row.set_ylabel(label)
             row.spines[["top", "right"]].set_visible(False)
-        column[0].set_title(f"{work}\n{variant}", fontsize=10)
+        column[0].set_title(f"{work}\n{textwrap.fill(variant, 36)}", fontsize=10)
         column[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path, dpi=120)
 

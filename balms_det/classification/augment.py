@@ -55,11 +55,16 @@ class Augmentation:
 
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     """Cut a window of the images' own size out of each of them, padded with black."""
-    height, width = images.shape[2:]
+    n, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W)
-    top, left = torch.randint(2 * padding + 1, (2, len(images)), generator=generator)
-    return windows[torch.arange(len(images)), :, top, left]
+    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device)
+    top, left = offsets[:, :, None, None]
+    # Row by row, for a row is in one piece of memory: where each begins.
+    row = torch.arange(height, device=images.device) + top
+    plane = torch.arange(n * channels, device=images.device).view(n, channels, 1)
+    start = (plane * padded.shape[2] + row) * padded.shape[3] + left
+    rows = padded.flatten().unfold(0, width, 1)  # from every pixel on
+    return rows.index_select(0, start.flatten()).view(images.shape)
 
 
 def random_flip(images: Tensor, generator: Generator) -> Tensor:
@@ -80,7 +85,7 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
         offset = torch.arange(length) - centre + side // 2
         inside.append(((offset >= 0) & (offset < side)).to(images.device))
     rows, columns = inside
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def autoaugment(images: Tensor, generator: Generator) -> Tensor:
@@ -103,10 +108,10 @@ def autoaugment(images: Tensor, generator: Generator) -> Tensor:
         by_operation = step[order].argsort()
         order = order[by_operation]
         sizes = step.bincount(minlength=len(operations)).tolist()
-        parts = torch.split(images[by_operation.to(images.device)], sizes)
+        parts = torch.split(images.index_select(0, by_operation.to(images.device)), sizes)
         transformed = zip(operations, parts, strict=True)
         images = torch.cat([operation(part) for operation, part in transformed if len(part)])
-    return images[order.argsort().to(images.device)]
+    return images.index_select(0, order.argsort().to(images.device))
 
 
 Operation = Callable[[Tensor], Tensor]

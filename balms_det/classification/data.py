@@ -117,7 +117,7 @@ class TensorBatches:
         """Images and labels at each of the `index_batches`, which count from `first`."""
         for indices in index_batches:
             indices = indices.to(self._images.device)
-            yield self._images[indices], self._labels[indices]
+            yield self._images.index_select(0, indices), self._labels[indices]
 
 
 class FileBatches(Dataset[tuple[Tensor, int]]):

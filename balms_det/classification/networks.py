@@ -48,9 +48,8 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D) features of (N, C, H, W) uint8 images."""
-        dtype = self.pixel_mean.dtype
-        pixels = images.to(dtype, memory_format=torch.channels_last, copy=True)
-        features: Tensor = self.backbone(pixels.sub_(self.pixel_mean).div_(self.pixel_std))
+        pixels = images.contiguous(memory_format=torch.channels_last) - self.pixel_mean
+        features: Tensor = self.backbone(pixels.div_(self.pixel_std))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
