@@ -1,7 +1,7 @@
 """Stored measurements as tables and figures."""
 
-from collections import defaultdict
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
