@@ -103,6 +103,16 @@ def test_winograds_gradients_take_fewer_multiplications_by_the_same_factor():
     assert direct / ours == pytest.approx(36 / 16, rel=0.01)  # but for the kernels' transforms
 
 
+def test_winograds_convolution_can_be_activated_in_place():
+    x = torch.randn(1, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    (actual,) = torch.autograd.grad(
+        trainable_winograd_conv2d(x, weight, None).relu_().square().sum(), x
+    )
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1).relu().square().sum(), x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 def test_winograds_convolution_has_no_second_derivative():
     x, weight = torch.randn(1, 3, 4, 4, requires_grad=True), torch.randn(4, 3, 3, 3)
     y = trainable_winograd_conv2d(x, weight, None).square().sum()

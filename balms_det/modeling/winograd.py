@@ -40,15 +40,21 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (N, D, H, W), with channels last in memory.
     """
-    pixels = x.permute(0, 2, 3, 1)
-    y = x.new_empty(*pixels.shape[:3], weight.shape[-1])
+    n, _, height, width = x.shape
+    result = torch.empty(
+        (n, weight.shape[-1], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    pixels, y = x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1)
     for block in _blocks(y):
         products = torch.bmm(_input_tiles(_cut_out(pixels, block, border=1)), weight)
-        of_image, of_block = block.cut(y.shape[1], border=0)
-        y[block.images, of_image] = _outputs(products, block)[:, of_block, : y.shape[2]]
+        of_image, of_block = block.cut(height, border=0)
+        y[block.images, of_image] = _outputs(products, block)[:, of_block, :width]
     if bias is not None:
         y += bias
-    return y.permute(0, 3, 1, 2)
+    return result
 
 
 def trainable_winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
