@@ -56,6 +56,8 @@ class Augmentation:
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     """Cut a window of the images' own size out of each of them, padded with black."""
     n, channels, height, width = images.shape
+    if n == 0:  # nothing to cut windows out of
+        return images
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device)
     top, left = offsets[:, :, None, None]
