@@ -85,9 +85,11 @@ def _gradients(
 
     The input's tiles are computed once more, for they take four times its memory.
     """
-    transposed = winograd_weight(weight).transpose(1, 2)
     pixels, of_y = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    of_pixels = of_y.new_zeros(pixels.shape) if for_x else None
+    of_pixels = None
+    if for_x:
+        of_pixels = of_y.new_zeros(pixels.shape)
+        transposed = winograd_weight(weight).transpose(1, 2)
     of_transformed = weight.new_zeros(16, weight.shape[1], weight.shape[0])
     for block in _blocks(of_y):
         of_products = _transposed_outputs(_cut_out(of_y, block, border=0))
