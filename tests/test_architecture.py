@@ -35,6 +35,7 @@ PURE = {
     "markdown",
     "memory",
     "peer_losses",
+    "processes",
     "provenance",
     "repeat_factors",
     "synthetic",

@@ -30,6 +30,7 @@ from balms_det.criterion import (
 )
 from balms_det.errors import InputError
 from balms_det.modeling.predictor import training_iteration
+from balms_det.processes import ends_spawned_process
 
 K = 6
 RTOL = 1e-10
@@ -455,13 +456,13 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 
+@ends_spawned_process
 def _run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(
         {name: steps_of(name, slice(rank, None, 2)) for name in VARIANTS}, f"{folder}/{rank}.pth"
     )
-    dist.destroy_process_group()
 
 
 def steps_of(name, rows):

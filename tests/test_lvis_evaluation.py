@@ -18,6 +18,7 @@ from lvis import LVIS, LVISEval, LVISResults
 
 from balms_det.errors import InputError
 from balms_det.evaluation import LVISEvaluator, lvis
+from balms_det.processes import ends_spawned_process
 
 HEIGHT, WIDTH = 112, 144
 NUM_IMAGES = 9
@@ -610,6 +611,7 @@ def test_the_table_is_logged(register, ground_truth, caplog):
     assert f"{results['bbox']['APr']:.2f}" in caplog.text and "class_7" in caplog.text
 
 
+@ends_spawned_process
 def _score_one_rank(rank, world_size, init_file, name, content_path, instances, out):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size
@@ -622,7 +624,6 @@ def _score_one_rank(rank, world_size, init_file, name, content_path, instances, 
     own = {i: p for n, (i, p) in enumerate(instances.items()) if (n > 0) == (rank > 0)}
     results, per_class = score(name, own, output_dir=out)
     torch.save((results, per_class), f"{out}/rank{rank}.pth")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.e2e

@@ -36,6 +36,7 @@ from balms_det.engine.meta import (
     SamplerRates,
     plot_rates,
 )
+from balms_det.processes import ends_spawned_process
 from balms_det.repeat_factors import ClassImages
 from balms_det.synthetic import GlyphOptions, generate
 
@@ -414,12 +415,12 @@ def learning_on(images, learned, steps=3):
     return hook.rates()
 
 
+@ends_spawned_process
 def _learn_in_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     rates = [learning_on([rank, rank + 2], which) for which in (SAMPLER, REWEIGHTER)]
     torch.save(rates, f"{folder}/{rank}.pth")
-    dist.destroy_process_group()
 
 
 @pytest.mark.e2e
@@ -443,6 +444,7 @@ def test_rates_are_the_same_bits_in_every_process_that_trains(glyphs, tmp_path):
         assert (first != 0.5).any()
 
 
+@ends_spawned_process
 def _train_in_process(glyphs, folder):
     torch.set_num_threads(1)
     register_dataset("meta_train", f"{glyphs}/glyphs_train.json", glyphs)

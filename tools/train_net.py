@@ -22,8 +22,10 @@ from balms_det.engine import (
     prepare_calibration,
     prepare_class_stats,
 )
+from balms_det.processes import ends_spawned_process
 
 
+@ends_spawned_process
 def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
     cfg = load_config(args)
     if args.eval_only:

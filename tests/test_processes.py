@@ -1,0 +1,74 @@
+"""Processes that were spawned end in good order, whatever Gloo's threads still do."""
+
+import atexit
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from balms_det.processes import ends_spawned_process
+
+
+@ends_spawned_process
+def reduce_and_end(rank, folder):
+    """End while a thread of Gloo runs Python, as it does when it lets go of a tensor."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    begun = threading.Event()
+
+    def linger(_):
+        begun.set()
+        time.sleep(0.5)
+
+    work = dist.all_reduce(torch.ones(1), async_op=True)
+    work.get_future().then(linger)
+    assert begun.wait(60)
+
+
+@pytest.mark.e2e
+def test_a_thread_of_gloo_may_outlive_the_main_thread(tmp_path):
+    mp.spawn(reduce_and_end, (str(tmp_path),), nprocs=2)
+
+
+@ends_spawned_process
+def leave_traces(_, folder):
+    atexit.register(Path(folder, "exit_handler").touch)
+
+    def finish():
+        time.sleep(0.2)
+        Path(folder, "thread").touch()
+
+    threading.Thread(target=finish).start()
+    os.dup2(os.open(f"{folder}/stdout", os.O_WRONLY | os.O_CREAT), 1)
+    print("the last words", end="")
+
+
+@pytest.mark.e2e
+def test_threads_join_exit_handlers_run_and_streams_are_flushed(tmp_path):
+    mp.spawn(leave_traces, (str(tmp_path),), nprocs=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"exit_handler", "thread", "stdout"}
+    assert (tmp_path / "stdout").read_text() == "the last words"
+
+
+@ends_spawned_process
+def fail(_):
+    raise ValueError("a reason")
+
+
+@pytest.mark.e2e
+def test_an_exception_reaches_who_spawned_the_process():
+    with pytest.raises(mp.ProcessRaisedException, match="ValueError: a reason"):
+        mp.spawn(fail, nprocs=1)
+
+
+@ends_spawned_process
+def answer():
+    return 42
+
+
+def test_in_a_process_that_nobody_spawned_the_result_is_returned():
+    assert answer() == 42
