@@ -5,7 +5,6 @@ touches both alike; what is compared is their medians.
 """
 
 import cProfile
-import ctypes
 import gc
 import math
 import pstats
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from balms_det.memory import give_back_freed_memory
 
 _PROC = Path("/proc/self")
 _MB = 1024 * 1024
@@ -244,12 +245,11 @@ def _process_memory() -> Iterator[dict[str, float]]:
 
 def _give_back_memory() -> bool:
     """Return freed memory to the kernel and reset the high-water mark; False where impossible."""
-    if not sys.platform.startswith("linux"):
+    if not give_back_freed_memory():
         return False
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         (_PROC / "clear_refs").write_text("5")
-    except (OSError, AttributeError):  # another C library, or a kernel that keeps the file closed
+    except OSError:  # a kernel that keeps the file closed
         return False
     return True
 
