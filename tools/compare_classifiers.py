@@ -48,7 +48,7 @@ METHODS = (
 SUITES = {
     "digits_lt": (METHODS, (100, 50, 10)),
     "cifar10_lt_cpu": (CORE, (200, 100, 10)),
-    "cifar10_lt_cpu_long": (CORE, (200,)),
+    "cifar10_lt_cpu_long": (CORE, (200, 100, 10)),
     "cifar10_lt": (METHODS, (200, 100, 10)),
     "cifar100_lt": (METHODS, (200, 100, 10)),
 }
