@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from balms_det.class_stats import ClassStats
-from balms_det.errors import InputError
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.runtime.errors import InputError
 
 # By whether they need class counts.
 POSTHOC_METHODS = {"none": False, "logit_adjustment": True, "norcal": True, "tau_norm": False}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from balms_det.criterion import Criterion
-from balms_det.errors import InputError
+from balms_det.losses.criterion import Criterion
+from balms_det.runtime.errors import InputError
 
 
 def freeze_except(model: nn.Module, train_modules: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import orjson
 
-from balms_det.command_line import run_tool
+from balms_det.runtime.command_line import run_tool
 from balms_det.synthetic import GlyphOptions, annotation_path, generate
 
 

@@ -1,4 +1,4 @@
-"""Float64 loop transcriptions of the formulas of balms_det.peer_losses, sharing no code with it.
+"""Float64 loop transcriptions of the formulas of balms_det.losses, sharing no code with it.
 
 Signature and result as the criterion's oracles in tests/oracles.py. `draws` are rows of numbers
 where a loss draws at random.

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from balms_det.annotation_file import read_annotation_file
-from balms_det.errors import InputError
+from balms_det.annotations.file import read_annotation_file
+from balms_det.runtime.errors import InputError
 
 
 def content():

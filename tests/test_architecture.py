@@ -1,6 +1,6 @@
 """Imports point downwards only.
 
-tools -> benchmark | evidence -> engine -> data | modeling | evaluation | classification -> pure
+tools, tools/lab -> engine -> data | modeling | evaluation | classification -> pure
 modules. Neither these nor classification know Detectron2.
 """
 
@@ -15,29 +15,15 @@ PACKAGE = Path(balms_det.__file__).parent
 ROOT = PACKAGE.parent
 
 PURE = {
-    "activations",
-    "annotation_file",
-    "atomic_file",
+    "annotations",
     "bilevel",
     "calibration",
     "class_stats",
     "classifier",
-    "command_line",
     "config",
-    "config_checks",
-    "criterion",
-    "dataset_check",
     "decouple",
-    "errors",
-    "figures",
-    "garbage",
     "losses",
-    "markdown",
-    "memory",
-    "peer_losses",
-    "processes",
-    "provenance",
-    "repeat_factors",
+    "runtime",
     "synthetic",
 }
 CLASSIFIER_TOOLS = ("train_classifier.py", "compare_classifiers.py", "classifier_throughput.py")
@@ -49,9 +35,6 @@ LEVEL = {
     "evaluation": 1,
     "classification": 1,
     "engine": 2,
-    "visualize": 2,
-    "benchmark": 3,  # measures all the others
-    "evidence": 3,
 }
 
 
@@ -111,17 +94,21 @@ def test_the_rules_can_be_broken():
     assert violations("classification", "import balms_det.engine")
     assert violations("classification", "import detectron2.engine")
     assert not violations("engine", "from balms_det.data import register_dataset")
-    assert not violations("class_stats", "from balms_det.annotation_file import AnnotationFile")
+    assert not violations("class_stats", "from balms_det.annotations.file import AnnotationFile")
 
 
 def test_pure_modules_and_the_classifier_run_where_detectron2_is_not():
-    parts = [
-        *PURE,
-        *(f"classification.{p.stem}" for p in (PACKAGE / "classification").glob("*.py")),
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for part, path in modules()
+        if part in (*PURE, "classification")
     ]
-    imports = [f"import balms_det.{name}".removesuffix(".__init__") for name in sorted(parts)]
+    imports = [f"import {name}" for name in names]
     tools = [f"runpy.run_path({str(ROOT / 'tools' / name)!r})" for name in CLASSIFIER_TOOLS]
-    code = "; ".join(["import runpy, sys", "sys.modules['detectron2'] = None", *imports, *tools])
+    path = f"sys.path.insert(0, {str(ROOT / 'tools')!r})"
+    code = "; ".join(
+        ["import runpy, sys", path, "sys.modules['detectron2'] = None", *imports, *tools]
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

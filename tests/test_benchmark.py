@@ -11,7 +11,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from balms_det.benchmark import (
+from balms_det.runtime.errors import InputError
+from lab.benchmark import (
     WORKS,
     Comparison,
     detector,
@@ -20,9 +21,8 @@ from balms_det.benchmark import (
     report,
     sizes_of,
 )
-from balms_det.benchmark.detector import largest_differences_of_detections
-from balms_det.benchmark.measure import measure
-from balms_det.errors import InputError
+from lab.benchmark.detector import largest_differences_of_detections
+from lab.benchmark.measure import measure
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 import benchmark as tool

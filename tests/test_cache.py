@@ -15,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_lvis_json, register_lvis_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from balms_det.annotation_file import read_annotation_file
-from balms_det.class_stats import ClassStats, class_pairs
+from balms_det.annotations.class_stats import ClassStats, class_pairs
+from balms_det.annotations.file import read_annotation_file
 from balms_det.data import (
     build_train_loader,
     dataset_class_stats,
@@ -27,7 +27,7 @@ from balms_det.data import cache as cache_module
 from balms_det.data.cache import CachedDataset, CachedDatasets, open_annotations
 from balms_det.data.catalog import cached_dataset
 from balms_det.data.samplers import build_train_sampler
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 K = 4
 IDS = [3, 10, 11, 40]  # of the categories

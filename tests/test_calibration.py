@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import (
     POSTHOC_METHODS,
     Calibration,
@@ -19,13 +20,12 @@ from balms_det.calibration import (
     reweight_odds,
     tau_normalized_logits,
 )
-from balms_det.class_stats import ClassStats
 from balms_det.config import config_file
-from balms_det.criterion import METHODS
 from balms_det.engine import load_config, prepare_calibration
-from balms_det.errors import InputError
 from balms_det.losses import balanced_softmax_shifts
+from balms_det.losses.criterion import METHODS
 from balms_det.modeling import LongTailPredictor
+from balms_det.runtime.errors import InputError
 
 K = 6
 COUNTS = torch.tensor([4000, 900, 30, 7, 1, 0])

@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from tiny_model import stats_file, tiny_cfg
 from torchvision.models import resnet18
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.engine import LongTailCheckpointer, class_stats_in
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 K = 10
 SPECIFIC = [

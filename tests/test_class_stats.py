@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_status import exit_status
 
-from balms_det.class_stats import ClassStats, frequency_group
-from balms_det.errors import InputError
+from balms_det.annotations.class_stats import ClassStats, frequency_group
+from balms_det.runtime.errors import InputError
 
 TOOL = Path(__file__).parents[1] / "tools" / "class_stats.py"
 

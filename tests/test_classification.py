@@ -30,8 +30,8 @@ from balms_det.classification.sampling import (
 from balms_det.classification.streams import Use, stream, stream_seed
 from balms_det.classification.trainer import learning_rate
 from balms_det.config import config_file
-from balms_det.criterion import METHODS
-from balms_det.errors import InputError
+from balms_det.losses.criterion import METHODS
+from balms_det.runtime.errors import InputError
 
 CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
 COUNTS = np.array([40, 12, 5, 1])

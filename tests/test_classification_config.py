@@ -7,7 +7,7 @@ import pytest
 
 from balms_det.classification import default_config, load_config
 from balms_det.config import config_file
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
 SHIPPED = sorted(p.stem for p in CONFIGS.glob("*_lt_*.yaml") if not p.stem.startswith("base_"))

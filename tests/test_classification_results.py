@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balms_det.classification import report
-from balms_det.classification.results import changed_settings, load_runs, run_file
 from balms_det.config import config_file
-from balms_det.errors import InputError
-from balms_det.figures import save_figure
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.figures import save_figure
+from lab.classification import report
+from lab.classification.results import changed_settings, load_runs, run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"

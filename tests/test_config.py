@@ -7,7 +7,7 @@ import pytest
 
 from balms_det.config import config_file
 from balms_det.engine import load_config, validate_config
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 CONFIGS = Path(config_file("lvis_r50_balsig.yaml")).parent
 SHIPPED = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*.yaml"))

@@ -18,19 +18,19 @@ from detectron2.utils.events import EventStorage
 from torch.autograd import gradcheck
 
 from balms_det import losses
-from balms_det.activations import SIGMOID, SOFTMAX, GroupSoftmax
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.config import add_balms_config
-from balms_det.criterion import (
+from balms_det.losses.activations import SIGMOID, SOFTMAX, GroupSoftmax
+from balms_det.losses.criterion import (
     METHODS,
     Criterion,
     Method,
     RunningState,
     build_criterion,
 )
-from balms_det.errors import InputError
 from balms_det.modeling.predictor import training_iteration
-from balms_det.processes import ends_spawned_process
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.processes import ends_spawned_process
 
 K = 6
 RTOL = 1e-10

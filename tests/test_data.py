@@ -9,8 +9,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from balms_det.annotation_file import read_annotation_file
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.file import read_annotation_file
 from balms_det.config import add_balms_config
 from balms_det.data import (
     SAMPLERS,
@@ -21,7 +21,7 @@ from balms_det.data import (
     load_dataset_dicts,
     register_dataset,
 )
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 SQUARE = [[4.0, 4.0, 20.0, 4.0, 20.0, 20.0, 4.0, 20.0]]
 

@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tool_status import exit_status
 
-from balms_det.dataset_check import Fault, _run_lengths, check_dataset
-from balms_det.errors import InputError
+from balms_det.annotations.check import Fault, _run_lengths, check_dataset
+from balms_det.runtime.errors import InputError
 
 TOOL = Path(__file__).parents[1] / "tools" / "check_dataset.py"
 WIDTH, HEIGHT = 40, 30

@@ -17,7 +17,7 @@ from balms_det.config import config_file
 from balms_det.data import register_dataset
 from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score"

@@ -7,12 +7,12 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from tiny_model import stats_file, tiny_cfg
 
-from balms_det.class_stats import ClassStats
-from balms_det.criterion import build_criterion
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.data import register_dataset
 from balms_det.engine import LongTailTrainer
-from balms_det.errors import InputError
+from balms_det.losses.criterion import build_criterion
 from balms_det.modeling.predictor import training_iteration
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = {f"roi_heads.box_predictor.cls_score.{name}" for name in ("weight", "bias")}

@@ -13,9 +13,9 @@ from tiny_model import tiny_cfg
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.classifier import CLASSIFIERS
 from balms_det.config import config_file
-from balms_det.criterion import METHODS
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS, register_dataset
 from balms_det.engine import LongTailTrainer, load_config, prepare_class_stats, validate_config
+from balms_det.losses.criterion import METHODS
 from balms_det.synthetic import GlyphOptions, generate
 
 NUM_CLASSES = 1203

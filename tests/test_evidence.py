@@ -17,11 +17,11 @@ from detectron2.config import get_cfg
 
 from balms_det.config import add_balms_config, config_file
 from balms_det.engine import validate_config
-from balms_det.errors import InputError
 from balms_det.evaluation import best_of_each_image, read_predictions
-from balms_det.evidence import intervals, page, runs
-from balms_det.evidence.methods import ABLATIONS, METHODS, methods_named
-from balms_det.evidence.suites import GLYPHS_LT_CPU, SUITES, suite_named
+from balms_det.runtime.errors import InputError
+from lab.glyphs_lt import intervals, page, runs
+from lab.glyphs_lt.methods import ABLATIONS, METHODS, methods_named
+from lab.glyphs_lt.suites import GLYPHS_LT_CPU, SUITES, suite_named
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY_RUN = [

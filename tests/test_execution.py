@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from balms_det.engine import LongTailTrainer
-from balms_det.modeling import execution, prepared_for_inference
-from balms_det.modeling.execution import fold_norms, speed_up_training, use_matrix_products
-from balms_det.modeling.roi_align import FastGradientROIAlign
-from balms_det.modeling.winograd import (
+from balms_det.modeling import prepared_for_inference
+from balms_det.modeling.fast import execution
+from balms_det.modeling.fast.execution import fold_norms, speed_up_training, use_matrix_products
+from balms_det.modeling.fast.roi_align import FastGradientROIAlign
+from balms_det.modeling.fast.winograd import (
     trainable_winograd_conv2d,
     winograd_conv2d,
     winograd_weight,
@@ -28,7 +29,7 @@ SIZES = [(1, 1, 1), (2, 4, 6), (3, 7, 5), (1, 14, 15), (0, 4, 4)]
 @pytest.mark.parametrize("tiles", [1, 5, 512])
 @pytest.mark.parametrize("size", SIZES)
 def test_winograds_convolution_is_the_direct_one(size, tiles, monkeypatch):
-    monkeypatch.setattr("balms_det.modeling.winograd._TILES", tiles)
+    monkeypatch.setattr("balms_det.modeling.fast.winograd._TILES", tiles)
     n, height, width = size
     x = torch.randn(n, 3, height, width, dtype=torch.float64)
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
@@ -50,7 +51,7 @@ def test_winograds_convolution_is_as_accurate_as_the_direct_one():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wanted", ["x weight bias", "x weight", "x", "weight", "bias"])
 def test_winograds_gradients_are_the_direct_ones(size, wanted, tiles, monkeypatch):
-    monkeypatch.setattr("balms_det.modeling.winograd._TILES", tiles)
+    monkeypatch.setattr("balms_det.modeling.fast.winograd._TILES", tiles)
     n, height, width = size
     shapes = {"x": (n, 3, height, width), "weight": (4, 3, 3, 3), "bias": (4,)}
     tensors = {

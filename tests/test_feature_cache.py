@@ -18,8 +18,8 @@ from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.engine import feature_cache as fc
 from balms_det.engine.meta import Recorder
-from balms_det.errors import InputError
 from balms_det.modeling import sampled_roi_features, train_on_features
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions, generate
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score"

@@ -11,13 +11,13 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.utils.events import EventStorage
 from tiny_model import batch, stats_file
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.classifier import ScaledLinear
 from balms_det.config import add_balms_config, config_file
-from balms_det.criterion import METHODS, build_criterion
 from balms_det.decouple import freeze_except
-from balms_det.errors import InputError
+from balms_det.losses.criterion import METHODS, build_criterion
 from balms_det.modeling import LongTailMaskHead, LongTailPredictor, criterion_from_options
+from balms_det.runtime.errors import InputError
 
 NUM_CLASSES = 1203
 CONFIG = Path(config_file("lazy/mask_rcnn_r50_fpn_lvis.py"))

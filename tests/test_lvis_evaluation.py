@@ -16,9 +16,9 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from lvis import LVIS, LVISEval, LVISResults
 
-from balms_det.errors import InputError
 from balms_det.evaluation import LVISEvaluator, lvis
-from balms_det.processes import ends_spawned_process
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.processes import ends_spawned_process
 
 HEIGHT, WIDTH = 112, 144
 NUM_IMAGES = 9

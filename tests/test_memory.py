@@ -10,7 +10,7 @@ import pytest
 # How many pages the kernel hands out while 25 tensors of 8 MB are made and freed, ten times over.
 PROGRAM = """
 import resource, sys, torch
-from balms_det.memory import keep_freed_memory
+from balms_det.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def iteration():

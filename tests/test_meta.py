@@ -21,9 +21,9 @@ from tiny_model import batch, stats_file, tiny_cfg
 from training import SeedEveryStep, assert_equal, meta_of
 
 from balms_det import losses
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.repeat_factors import ClassImages
 from balms_det.bilevel import sgd_step
-from balms_det.class_stats import ClassStats
-from balms_det.criterion import LearnedClassWeights
 from balms_det.data import MetaTrainingSampler, register_dataset
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, prepare_class_stats
 from balms_det.engine.meta import (
@@ -36,8 +36,8 @@ from balms_det.engine.meta import (
     SamplerRates,
     plot_rates,
 )
-from balms_det.processes import ends_spawned_process
-from balms_det.repeat_factors import ClassImages
+from balms_det.losses.criterion import LearnedClassWeights
+from balms_det.runtime.processes import ends_spawned_process
 from balms_det.synthetic import GlyphOptions, generate
 
 K = 10

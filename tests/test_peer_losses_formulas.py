@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from balms_det import losses, peer_losses
-from balms_det.activations import (
+from balms_det import losses
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.losses.activations import (
     GUMBEL,
     SIGMOID_BESIDE_BACKGROUND,
     SIGMOID_WITH_BACKGROUND,
     GroupSoftmax,
 )
-from balms_det.class_stats import ClassStats
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 RTOL = 1e-10
 K = 7
@@ -75,7 +75,7 @@ class Formula:
 
 IS_TAIL = torch.tensor(IMAGE_COUNTS) / STATS.num_images < LAMBDA
 NO_TAIL = torch.zeros(K, dtype=torch.bool)
-GROUPS = peer_losses.instance_count_groups(torch.tensor(COUNTS))
+GROUPS = losses.instance_count_groups(torch.tensor(COUNTS))
 MEAN_SCORES = torch.tensor([0.8, 0.5, 0.2, 0.05, 0.01, 1e-3, 1e-6], dtype=torch.float64)
 
 
@@ -89,7 +89,7 @@ def mean_scores_oracle(*args):
 FORMULAS = {
     "acsl": Formula(
         partial(
-            peer_losses.adaptive_class_suppression_loss,
+            losses.adaptive_class_suppression_loss,
             frequency_groups=torch.tensor(["rcf".index(group) for group in STATS.groups]),
             background_ratios=(0.3, 0.5, 1.0),
         ),
@@ -100,7 +100,7 @@ FORMULAS = {
         num_draws=3,
     ),
     "droploss": Formula(
-        partial(peer_losses.drop_loss, is_tail=IS_TAIL),
+        partial(losses.drop_loss, is_tail=IS_TAIL),
         partial(peer_oracles.drop_loss_elements, threshold=LAMBDA),
         K,
         {"is_tail": NO_TAIL},
@@ -108,7 +108,7 @@ FORMULAS = {
         num_draws=K,
     ),
     "gol": Formula(
-        partial(peer_losses.gumbel_optimised_loss, is_tail=IS_TAIL),
+        partial(losses.gumbel_optimised_loss, is_tail=IS_TAIL),
         partial(peer_oracles.gumbel_optimised_elements, threshold=LAMBDA),
         K,
         {"is_tail": NO_TAIL},
@@ -116,7 +116,7 @@ FORMULAS = {
         num_draws=K,
     ),
     "loce": Formula(
-        partial(peer_losses.equilibrium_loss, mean_scores=MEAN_SCORES),
+        partial(losses.equilibrium_loss, mean_scores=MEAN_SCORES),
         mean_scores_oracle,
         K + 1,
         {"mean_scores": torch.full((K,), 0.3), "background_score": 0.3},
@@ -124,9 +124,9 @@ FORMULAS = {
     ),
     "ecm": Formula(
         partial(
-            peer_losses.effective_class_margin_loss,
-            shifts=peer_losses.effective_class_margin_shifts(torch.tensor(COUNTS)),
-            element_weights=peer_losses.effective_class_margin_weights(torch.tensor(COUNTS)),
+            losses.effective_class_margin_loss,
+            shifts=losses.effective_class_margin_shifts(torch.tensor(COUNTS)),
+            element_weights=losses.effective_class_margin_weights(torch.tensor(COUNTS)),
         ),
         peer_oracles.ecm_elements,
         K + 1,
@@ -134,7 +134,7 @@ FORMULAS = {
         peer_oracles.sigmoid_of_twice_the_logits_elements,
     ),
     "bags": Formula(
-        partial(peer_losses.group_softmax_loss, class_groups=GROUPS, beta=2.0),
+        partial(losses.group_softmax_loss, class_groups=GROUPS, beta=2.0),
         partial(peer_oracles.bags_elements, beta=2.0),
         K + 6,
         {"class_groups": torch.zeros_like(GROUPS), "beta": 1e9},
@@ -262,7 +262,7 @@ def test_background_of_the_tail_is_dropped_with_the_rate_of_other_objects(tail_r
     num_background = 6000
     gt = torch.tensor([K - 1] * tail_rows + [0] * (10 - tail_rows) + [K] * num_background)
     torch.manual_seed(0)
-    elements = peer_losses.drop_loss(torch.zeros(len(gt), K), gt, IS_TAIL, reduction="none")
+    elements = losses.drop_loss(torch.zeros(len(gt), K), gt, IS_TAIL, reduction="none")
     background = elements[10:, IS_TAIL]
     dropped = (background == 0).float().mean(dim=0)
     torch.testing.assert_close(dropped, torch.full_like(dropped, expected), rtol=0, atol=0.03)
@@ -275,7 +275,7 @@ def test_acsl_suppresses_by_its_part_of_the_background_rounded_down():
     groups = torch.tensor([2, 2, 1, 0, 0, 0, 0])
     gt = torch.tensor([0] * 5 + [K] * 205)
     torch.manual_seed(0)
-    elements = peer_losses.adaptive_class_suppression_loss(
+    elements = losses.adaptive_class_suppression_loss(
         torch.zeros(len(gt), K + 1), gt, groups, reduction="none"
     )
     suppressed = (elements > 0)[5:].sum(0).tolist()
@@ -286,7 +286,7 @@ def test_acsl_suppresses_by_its_part_of_the_background_rounded_down():
 def test_acsl_of_a_foreground_row_suppresses_the_background_too_only_if_confused():
     logits = torch.tensor([[0.0] * K + [score] for score in (0.8, 0.9)])
     assert logits[:, -1].sigmoid().lt(torch.tensor([0.7, 0.72])).tolist() == [True, True]
-    elements = peer_losses.adaptive_class_suppression_loss(
+    elements = losses.adaptive_class_suppression_loss(
         logits, torch.tensor([0, 0]), torch.zeros(K, dtype=torch.int64), reduction="none"
     )
     assert (elements[:, -1] > 0).tolist() == [False, True]
@@ -295,7 +295,7 @@ def test_acsl_of_a_foreground_row_suppresses_the_background_too_only_if_confused
 def test_bags_without_a_member_in_the_batch_leaves_a_group_alone():
     logits, _ = batch(K + 6)
     gt = torch.full((len(logits),), 0)  # of the last group
-    peer_losses.group_softmax_loss(logits.requires_grad_(), gt, GROUPS).backward()
+    losses.group_softmax_loss(logits.requires_grad_(), gt, GROUPS).backward()
     others = GROUPS != GROUPS[0]
     assert (logits.grad[:, :K][:, others] == 0).all()
     assert (logits.grad[:, K : K + 3] == 0).all()
@@ -306,21 +306,21 @@ def test_bags_without_a_member_in_the_batch_leaves_a_group_alone():
 def test_bags_trains_a_group_on_beta_times_as_many_others(beta, expected):
     gt = torch.tensor([2, 2] + [K] * 30 + [0] * 10)
     logits = torch.zeros(len(gt), K + 6, requires_grad=True)
-    peer_losses.group_softmax_loss(logits, gt, GROUPS, beta=beta).backward()
+    losses.group_softmax_loss(logits, gt, GROUPS, beta=beta).backward()
     assert (logits.grad[:, 2] != 0).sum() == expected
 
 
 def test_groups_are_of_the_papers_counts():
     counts = torch.tensor([0, 1, 9, 10, 99, 100, 999, 1000, 10**6])
-    groups = peer_losses.instance_count_groups(counts)
+    groups = losses.instance_count_groups(counts)
     assert groups.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
-    assert peer_losses.instance_count_groups(counts, ()).tolist() == [0] * len(counts)
+    assert losses.instance_count_groups(counts, ()).tolist() == [0] * len(counts)
 
 
 def test_ecm_of_a_class_as_frequent_as_its_background_has_no_margin():
     counts = torch.tensor([123])
-    shifts = peer_losses.effective_class_margin_shifts(counts, background_ratio=1.0)
-    weights = peer_losses.effective_class_margin_weights(counts, background_ratio=1.0)
+    shifts = losses.effective_class_margin_shifts(counts, background_ratio=1.0)
+    weights = losses.effective_class_margin_weights(counts, background_ratio=1.0)
     assert shifts.tolist() == [0, 0]
     assert weights.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-12)
 
@@ -328,8 +328,8 @@ def test_ecm_of_a_class_as_frequent_as_its_background_has_no_margin():
 @given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
 def test_ecm_constants_are_finite_and_rarer_classes_have_lower_shifts_and_higher_weights(counts):
     counts = torch.tensor(counts).sort(descending=True).values
-    shifts = peer_losses.effective_class_margin_shifts(counts)
-    weights = peer_losses.effective_class_margin_weights(counts)
+    shifts = losses.effective_class_margin_shifts(counts)
+    weights = losses.effective_class_margin_weights(counts)
     assert shifts.shape == weights.shape == (len(counts) + 1,)
     assert shifts.isfinite().all()
     assert (shifts[:-1].diff() <= 0).all()
@@ -341,8 +341,8 @@ def test_equilibrium_scores_move_towards_the_batch_and_only_for_its_classes():
     logits, _ = batch(K + 1, num_rows=6)
     gt = torch.tensor([2, 2, 2, 5, K, K])
     state = {"mean_scores": MEAN_SCORES}
-    sums = peer_losses.equilibrium_observe(logits, gt, MEAN_SCORES)
-    after = peer_losses.equilibrium_advance(state, sums, momentum=0.75)["mean_scores"]
+    sums = losses.equilibrium_observe(logits, gt, MEAN_SCORES)
+    after = losses.equilibrium_advance(state, sums, momentum=0.75)["mean_scores"]
     probs = logits.softmax(1)
     expected = MEAN_SCORES.clone()
     expected[2] = 0.75 * expected[2] + 0.25 * probs[:3, 2].mean()
@@ -355,9 +355,9 @@ def test_equilibrium_scores_move_towards_the_batch_and_only_for_its_classes():
 
 def test_equilibrium_sums_of_two_processes_add_up_to_one():
     logits, gt = batch(K + 1)
-    whole = peer_losses.equilibrium_observe(logits, gt, MEAN_SCORES)
+    whole = losses.equilibrium_observe(logits, gt, MEAN_SCORES)
     halves = [
-        peer_losses.equilibrium_observe(logits[rows], gt[rows], MEAN_SCORES)
+        losses.equilibrium_observe(logits[rows], gt[rows], MEAN_SCORES)
         for rows in (slice(0, 11), slice(11, None))
     ]
     for name, total in whole.items():
@@ -366,7 +366,7 @@ def test_equilibrium_sums_of_two_processes_add_up_to_one():
 
 def test_equilibrium_of_a_class_that_is_never_recognised_is_finite():
     logits = torch.zeros(1, K + 1, requires_grad=True)
-    loss = peer_losses.equilibrium_loss(logits, torch.tensor([0]), torch.zeros(K))
+    loss = losses.equilibrium_loss(logits, torch.tensor([0]), torch.zeros(K))
     loss.backward()
     assert loss.isfinite() and logits.grad.isfinite().all()
 
@@ -376,7 +376,7 @@ def test_gumbel_loss_is_the_cross_entropy_of_the_gumbel_probabilities():
     probs = GUMBEL.probs(logits)[:, :K].double()
     targets = losses.one_hot_targets(gt, probs)
     expected = torch.nn.functional.binary_cross_entropy(probs, targets, reduction="sum")
-    actual = peer_losses.gumbel_optimised_loss(logits, gt, NO_TAIL, reduction="sum")
+    actual = losses.gumbel_optimised_loss(logits, gt, NO_TAIL, reduction="sum")
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from balms_det.processes import ends_spawned_process
+from balms_det.runtime.processes import ends_spawned_process
 
 
 @ends_spawned_process

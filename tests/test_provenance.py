@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from balms_det.provenance import commit
+from lab.provenance import commit
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balms_det.errors import InputError
-from balms_det.repeat_factors import (
+from balms_det.annotations.repeat_factors import (
     ClassImages,
     class_probabilities,
     class_repeat_factors,
@@ -21,6 +20,7 @@ from balms_det.repeat_factors import (
     image_repeat_factors,
     instance_aware_frequency,
 )
+from balms_det.runtime.errors import InputError
 
 K = 5
 # Class 3 never occurs; images 2 and 7 have no annotations.

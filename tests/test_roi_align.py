@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.layers import ROIAlign
 
-from balms_det.modeling.roi_align import FastGradientROIAlign
+from balms_det.modeling.fast.roi_align import FastGradientROIAlign
 
 # Image index and box, in pixels of images of 80 x 96.
 REGIONS = {

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tiny_model import SIZE, batch, stats_file, tiny_cfg
 
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 K = 10
 STANDARD = ["MODEL.ROI_HEADS.NAME", "LongTailROIHeads"]

@@ -9,15 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
-from balms_det.config import add_balms_config
-from balms_det.data.samplers import (
-    SAMPLERS,
-    ClassProbabilityTrainingSampler,
-    MetaTrainingSampler,
-    build_train_sampler,
-)
-from balms_det.errors import InputError
-from balms_det.repeat_factors import (
+from balms_det.annotations.repeat_factors import (
     ClassImages,
     class_probabilities,
     class_repeat_factors,
@@ -25,6 +17,14 @@ from balms_det.repeat_factors import (
     image_repeat_factors,
     instance_aware_frequency,
 )
+from balms_det.config import add_balms_config
+from balms_det.data.samplers import (
+    SAMPLERS,
+    ClassProbabilityTrainingSampler,
+    MetaTrainingSampler,
+    build_train_sampler,
+)
+from balms_det.runtime.errors import InputError
 
 K = 5
 # Class 3 never occurs; images 2 and 7 have no annotations.

@@ -10,8 +10,8 @@ from PIL import Image
 from test_lvis_evaluation import NUM_CLASSES, as_instances, make_ground_truth, perturb, score
 
 from balms_det.calibration import Calibration
-from balms_det.errors import InputError
 from balms_det.evaluation import LVISEvaluator, plot_sweep, read_predictions, sweep
+from balms_det.runtime.errors import InputError
 
 IDS = range(1, NUM_CLASSES + 1)
 COUNTS = torch.tensor([5 * index + 1 for index in range(NUM_CLASSES)])

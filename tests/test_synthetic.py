@@ -16,7 +16,7 @@ from lvis import LVIS
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic import (
     MAX_CLASSES,
     GlyphOptions,

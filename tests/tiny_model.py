@@ -5,7 +5,7 @@ import argparse
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.config import config_file
 from balms_det.engine import load_config
 

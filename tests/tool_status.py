@@ -2,7 +2,7 @@
 
 import runpy
 
-from balms_det import command_line
+from balms_det.runtime import command_line
 
 
 def exit_status(tool, *arguments):

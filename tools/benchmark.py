@@ -20,10 +20,10 @@ from typing import Any
 import orjson
 import torch
 
-from balms_det.atomic_file import atomic_file
-from balms_det.benchmark import WORKS, records, sizes_of
-from balms_det.command_line import run_tool
-from balms_det.errors import InputError
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
+from lab.benchmark import WORKS, records, sizes_of
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -31,14 +31,10 @@ from typing import Any
 import orjson
 import torch
 
-from balms_det.atomic_file import atomic_file
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import Calibration
-from balms_det.class_stats import ClassStats
-from balms_det.command_line import run_tool
-from balms_det.criterion import METHODS
 from balms_det.data import check_registered
 from balms_det.engine import add_dataset_argument, class_stats_in, load_config
-from balms_det.errors import InputError
 from balms_det.evaluation import (
     LVISEvaluator,
     format_results,
@@ -46,6 +42,10 @@ from balms_det.evaluation import (
     read_predictions,
     sweep,
 )
+from balms_det.losses.criterion import METHODS
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
 
 SYMBOLS = {"logit_adjustment": "tau", "norcal": "gamma"}
 

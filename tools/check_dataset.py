@@ -8,8 +8,8 @@ do not count), 1 with faults, 2 when the file cannot be read at all.
 import argparse
 from collections.abc import Sequence
 
-from balms_det.command_line import run_tool
-from balms_det.dataset_check import check_dataset
+from balms_det.annotations.check import check_dataset
+from balms_det.runtime.command_line import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from balms_det.class_stats import ClassStats
-from balms_det.command_line import run_tool
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.runtime.command_line import run_tool
 
 GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare", "#d55e00")}
 
@@ -63,7 +63,7 @@ def plot_long_tail(stats: ClassStats, path: str) -> None:
     """Draw image counts as bars and instance counts as dots, the most frequent class first."""
     from matplotlib.figure import Figure
 
-    from balms_det.figures import save_figure
+    from balms_det.runtime.figures import save_figure
 
     order = np.argsort(-stats.image_counts, kind="stable")
     groups = np.array(stats.groups)[order]

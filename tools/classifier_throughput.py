@@ -15,10 +15,10 @@ from pathlib import Path
 import orjson
 import torch
 
-from balms_det.atomic_file import atomic_file
-from balms_det.classification.throughput import TIMED, Loop
-from balms_det.command_line import run_tool
-from balms_det.provenance import environment
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from lab.classification.throughput import TIMED, Loop
+from lab.provenance import environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,13 +23,13 @@ from typing import Any
 
 import orjson
 
-from balms_det import markdown
-from balms_det.atomic_file import atomic_file
-from balms_det.command_line import run_tool
 from balms_det.evaluation import read_predictions
-from balms_det.evidence import intervals, page
-from balms_det.evidence.methods import ABLATIONS, METHODS, methods_named
-from balms_det.evidence.runs import (
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from lab import markdown
+from lab.glyphs_lt import intervals, page
+from lab.glyphs_lt.methods import ABLATIONS, METHODS, methods_named
+from lab.glyphs_lt.runs import (
     OutOfTime,
     Run,
     Workspace,
@@ -38,7 +38,7 @@ from balms_det.evidence.runs import (
     predictions_file,
     registered_data,
 )
-from balms_det.evidence.suites import SUITES, Suite, suite_named
+from lab.glyphs_lt.suites import SUITES, Suite, suite_named
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,18 +20,18 @@ from pathlib import Path
 import orjson
 
 from balms_det.classification import Trainer, load_config
-from balms_det.classification.report import (
+from balms_det.config import config_file
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.memory import keep_freed_memory
+from lab.classification.report import (
     comparison_table,
     plot_marginals,
     provenance,
     throughput_table,
 )
-from balms_det.classification.results import load_runs, run_file, store_run
-from balms_det.command_line import run_tool
-from balms_det.config import config_file
-from balms_det.errors import InputError
-from balms_det.markdown import update_blocks
-from balms_det.memory import keep_freed_memory
+from lab.classification.results import load_runs, run_file, store_run
+from lab.markdown import update_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs" / "classification"

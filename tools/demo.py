@@ -31,9 +31,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
+from balms_det.annotations.class_stats import ClassStats, frequency_group
 from balms_det.calibration import POSTHOC_METHODS
-from balms_det.class_stats import ClassStats, frequency_group
-from balms_det.command_line import run_tool
 from balms_det.engine import (
     LongTailCheckpointer,
     add_dataset_argument,
@@ -41,9 +40,10 @@ from balms_det.engine import (
     load_config,
     prepare_calibration,
 )
-from balms_det.errors import InputError
+from balms_det.evaluation.visualize import draw_predictions
 from balms_det.modeling import prepared_for_inference
-from balms_det.visualize import draw_predictions
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

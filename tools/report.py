@@ -23,14 +23,14 @@ from typing import Any
 
 import orjson
 
-from balms_det import markdown
-from balms_det.atomic_file import atomic_file
-from balms_det.benchmark import report as benchmark_report
-from balms_det.command_line import run_tool
-from balms_det.errors import InputError
 from balms_det.evaluation.report import METRICS
-from balms_det.evidence.record import training_history, training_seconds
-from balms_det.provenance import describe, environment
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
+from lab import markdown
+from lab.benchmark import report as benchmark_report
+from lab.glyphs_lt.record import training_history, training_seconds
+from lab.provenance import describe, environment
 
 
 def load_run(path: Path) -> dict[str, Any]:

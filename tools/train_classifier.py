@@ -15,10 +15,10 @@ from pathlib import Path
 
 import orjson
 
-from balms_det.atomic_file import atomic_file
 from balms_det.classification import Trainer, load_config
-from balms_det.command_line import run_tool
-from balms_det.memory import keep_freed_memory
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.memory import keep_freed_memory
 
 logger = logging.getLogger("balms_det")
 

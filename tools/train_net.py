@@ -12,7 +12,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from balms_det.command_line import run_tool
 from balms_det.engine import (
     LongTailTrainer,
     argument_parser,
@@ -22,7 +21,8 @@ from balms_det.engine import (
     prepare_calibration,
     prepare_class_stats,
 )
-from balms_det.processes import ends_spawned_process
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.processes import ends_spawned_process
 
 
 @ends_spawned_process

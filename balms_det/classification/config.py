@@ -16,7 +16,7 @@ from balms_det.classification.networks import BACKBONES
 from balms_det.classification.sampling import SAMPLERS
 from balms_det.classifier import CLASSIFIERS
 from balms_det.config import add_balms_config
-from balms_det.config_checks import (
+from balms_det.config.checks import (
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
@@ -28,8 +28,8 @@ from balms_det.config_checks import (
     check_ranges,
     merge_config,
 )
-from balms_det.criterion import METHODS, PLAIN_LOSSES
-from balms_det.errors import InputError
+from balms_det.losses.criterion import METHODS, PLAIN_LOSSES
+from balms_det.runtime.errors import InputError
 
 # Of MODEL.LONG_TAIL and of its node DECOUPLE, what a classifier has too.
 _SHARED = ("COUNT_BY", "LOSS", "CLASSIFIER", "COSINE_TEMPERATURE")

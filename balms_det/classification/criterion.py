@@ -11,9 +11,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from balms_det.class_stats import ClassStats
-from balms_det.criterion import PLAIN_LOSSES, Iteration, build_criterion
-from balms_det.errors import InputError
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.losses.criterion import PLAIN_LOSSES, Iteration, build_criterion
+from balms_det.runtime.errors import InputError
 
 
 class ClassificationCriterion(nn.Module):

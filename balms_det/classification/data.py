@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from balms_det.classification.long_tail import IntArray, draw_subset, long_tailed_counts
 from balms_det.classification.streams import Use, stream_seed
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 # Digits of each class that are kept for testing.
 _DIGITS_TEST = 50

@@ -9,9 +9,9 @@ Shapes and names used throughout:
 import numpy as np
 import numpy.typing as npt
 
-from balms_det.class_stats import ClassStats, frequency_group
-from balms_det.errors import InputError
-from balms_det.repeat_factors import ClassImages
+from balms_det.annotations.class_stats import ClassStats, frequency_group
+from balms_det.annotations.repeat_factors import ClassImages
+from balms_det.runtime.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 

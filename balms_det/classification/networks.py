@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from balms_det.classifier import choose_classifier
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 
 class Classifier(nn.Module):

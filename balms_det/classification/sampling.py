@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from balms_det import bilevel
-from balms_det import repeat_factors as rf
+from balms_det.annotations import repeat_factors as rf
 from balms_det.classification.long_tail import IntArray, class_images
 from balms_det.classification.streams import Use, stream
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balms_det.atomic_file import atomic_file
 from balms_det.classification.augment import Augmentation
 from balms_det.classification.criterion import ClassificationCriterion
 from balms_det.classification.data import Batches, Examples, FileBatches, TensorBatches, load_split
@@ -25,7 +24,8 @@ from balms_det.classification.networks import build_network
 from balms_det.classification.sampling import MetaSampler, Sampler, build_sampler
 from balms_det.classification.streams import Use, stream, stream_seed
 from balms_det.decouple import find_modules, freeze_except, is_within
-from balms_det.errors import InputError
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

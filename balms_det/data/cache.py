@@ -25,12 +25,12 @@ from detectron2.structures import BoxMode
 from filelock import FileLock
 from torch.utils.data import ConcatDataset
 
-from balms_det.annotation_file import AnnotationFile, opened, parse_json, read_bytes
-from balms_det.atomic_file import atomic_file
-from balms_det.class_stats import ClassStats, IntArray
+from balms_det.annotations.class_stats import ClassStats, IntArray
+from balms_det.annotations.file import AnnotationFile, opened, parse_json, read_bytes
 from balms_det.data.dataset_dicts import load_dataset_dicts
-from balms_det.errors import InputError
-from balms_det.garbage import paused_gc
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.garbage_collection import gc_disabled
 
 CACHE_VARIABLE = "BALMS_DET_CACHE"
 
@@ -181,7 +181,7 @@ def open_annotations(json_file: str | os.PathLike[str]) -> AnnotationCache:
         # Read once, so that what is parsed is what the name stands for, whoever writes meanwhile.
         data = read_bytes(json_file)
         path = _cache_path(hashlib.sha256(data))
-        with paused_gc():
+        with gc_disabled():
             file = AnnotationFile.from_content(parse_json(data, json_file), json_file)
             del data
             _write(path, file)

@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_lvis_instances
 from detectron2.utils.file_io import PathManager
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.data.cache import CachedDataset, open_annotations
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

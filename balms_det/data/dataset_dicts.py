@@ -5,8 +5,8 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from balms_det.annotation_file import AnnotationFile
-from balms_det.errors import InputError
+from balms_det.annotations.file import AnnotationFile
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

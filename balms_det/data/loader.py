@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
 from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from balms_det import repeat_factors as rf
+from balms_det.annotations import repeat_factors as rf
+from balms_det.annotations.repeat_factors import ClassImages, FloatArray
 from balms_det.bilevel import choose_classes, class_log_weights, initial_rate_logits
 from balms_det.data.cache import CachedDataset, CachedDatasets
-from balms_det.repeat_factors import ClassImages, FloatArray
 
 logger = logging.getLogger(__name__)
 

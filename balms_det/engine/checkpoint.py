@@ -13,9 +13,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.decouple import is_within
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

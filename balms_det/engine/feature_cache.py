@@ -48,8 +48,8 @@ from balms_det.data import (
     build_train_loader,
     with_index,
 )
-from balms_det.errors import InputError
 from balms_det.modeling import sampled_roi_features
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

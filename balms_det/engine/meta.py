@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.bilevel import (
     class_means,
     head_gradient,
@@ -36,11 +37,10 @@ from balms_det.bilevel import (
     reweighter_rate_gradient,
     sampler_rate_gradient,
 )
-from balms_det.class_stats import ClassStats
-from balms_det.criterion import METHODS, PLAIN_LOSSES, Criterion
 from balms_det.data import MetaTrainingSampler, build_train_loader, meta_sampler_of
-from balms_det.figures import save_figure
+from balms_det.losses.criterion import METHODS, PLAIN_LOSSES, Criterion
 from balms_det.modeling import LongTailPredictor
+from balms_det.runtime.figures import save_figure
 
 # Iterations between two histograms of the rates, as between the trainer's other records.
 _PERIOD = 20

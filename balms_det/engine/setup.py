@@ -12,11 +12,11 @@ from detectron2.utils import comm
 
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.config import add_balms_config
-from balms_det.config_checks import merge_config
+from balms_det.config.checks import merge_config
 from balms_det.data import check_num_classes, dataset_class_stats, register_dataset
 from balms_det.engine.checkpoint import class_stats_in
 from balms_det.engine.validate import validate_config
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

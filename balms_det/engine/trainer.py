@@ -17,7 +17,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from balms_det.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.data import (
     build_test_loader,
     build_train_loader,

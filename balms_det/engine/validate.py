@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 from balms_det.calibration import POSTHOC_METHODS
 from balms_det.classifier import CLASSIFIERS
-from balms_det.config_checks import (
+from balms_det.config.checks import (
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
@@ -15,11 +15,11 @@ from balms_det.config_checks import (
     check_choices,
     check_ranges,
 )
-from balms_det.criterion import METHODS, PLAIN_LOSSES
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.decouple import is_within
-from balms_det.errors import InputError
+from balms_det.losses.criterion import METHODS, PLAIN_LOSSES
 from balms_det.modeling import PRECISIONS
+from balms_det.runtime.errors import InputError
 
 _CHOICES = {
     "MODEL.LONG_TAIL.LOSS.NAME": METHODS,

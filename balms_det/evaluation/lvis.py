@@ -25,9 +25,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from balms_det.annotation_file import AnnotationFile, read_annotation_file
-from balms_det.atomic_file import atomic_file
-from balms_det.errors import InputError
+from balms_det.annotations.file import AnnotationFile, read_annotation_file
 from balms_det.evaluation.predictions import (
     ImagePredictions,
     compressed_masks,
@@ -35,7 +33,9 @@ from balms_det.evaluation.predictions import (
     write_predictions,
 )
 from balms_det.evaluation.report import GROUP_NAMES, format_per_class, format_results
-from balms_det.garbage import paused_gc
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.garbage_collection import gc_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -356,7 +356,7 @@ def _read_ground_truth(path: str) -> AnnotationFile:
     return file
 
 
-@paused_gc()
+@gc_disabled()
 def _hotcoco_precision(
     ground_truth: AnnotationFile, predictions: Sequence[ImagePredictions], task: str, max_dets: int
 ) -> np.ndarray:

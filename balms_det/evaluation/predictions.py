@@ -15,10 +15,10 @@ import orjson
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from balms_det.annotation_file import read_json
-from balms_det.atomic_file import atomic_file
-from balms_det.errors import InputError
-from balms_det.garbage import paused_gc
+from balms_det.annotations.file import read_json
+from balms_det.runtime.atomic_file import atomic_file
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.garbage_collection import gc_disabled
 
 # Few enough that the pickled arrays of a round are small beside all predictions.
 _IMAGES_PER_ROUND = 256
@@ -134,7 +134,7 @@ def _from_records(image_id: int, records: list[dict[str, Any]]) -> ImagePredicti
     )
 
 
-@paused_gc()
+@gc_disabled()
 def write_predictions(path: Path, predictions: Sequence[ImagePredictions]) -> None:
     """Write COCO's result format, an image at a time."""
     with atomic_file(path) as file:

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from balms_det.calibration import Calibration
-from balms_det.errors import InputError
 from balms_det.evaluation.lvis import LVISEvaluator
 from balms_det.evaluation.predictions import ImagePredictions
-from balms_det.figures import save_figure
+from balms_det.runtime.errors import InputError
+from balms_det.runtime.figures import save_figure
 
 PLOTTED = ("AP", "APr", "APc", "APf")
 

@@ -1,6 +1,6 @@
 """ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
 
-from balms_det.modeling.execution import (
+from balms_det.modeling.fast.execution import (
     PRECISIONS,
     prepared_for_inference,
     speed_up_training,

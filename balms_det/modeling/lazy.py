@@ -7,9 +7,9 @@ from detectron2.config import CfgNode, get_cfg
 from omegaconf import OmegaConf
 
 from balms_det.config import add_balms_config
-from balms_det.criterion import Criterion, build_criterion
-from balms_det.errors import InputError
+from balms_det.losses.criterion import Criterion, build_criterion
 from balms_det.modeling.predictor import class_stats_for, training_iteration
+from balms_det.runtime.errors import InputError
 
 
 def criterion_from_options(

@@ -12,12 +12,12 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import Calibration, build_calibration, tau_normalized_logits
-from balms_det.class_stats import ClassStats
 from balms_det.classifier import choose_classifier
-from balms_det.criterion import Criterion, build_criterion
-from balms_det.errors import InputError
+from balms_det.losses.criterion import Criterion, build_criterion
 from balms_det.modeling.inference import PredictedBoxes, select_detections
+from balms_det.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic.class_counts import balanced_counts, long_tail_counts
 from balms_det.synthetic.glyphs import class_name, glyph_characters
 from balms_det.synthetic.options import GlyphOptions

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from balms_det.errors import InputError
+from balms_det.runtime.errors import InputError
 from balms_det.synthetic.class_counts import exponential_curve, lvis_v1_curve, zipf_curve
 from balms_det.synthetic.glyphs import MAX_CLASSES
 

@@ -1,0 +1,1 @@
+"""Annotation files: reading, class statistics, repeat factors and checking."""

@@ -1,0 +1,5 @@
+"""Configuration keys, their checks, and the shipped configuration files."""
+
+from balms_det.config.keys import add_balms_config, config_file
+
+__all__ = ["add_balms_config", "config_file"]

@@ -1,0 +1,77 @@
+"""Effective Class-Margin loss (arXiv:2301.09724)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+
+
+def effective_class_margin_shifts(
+    class_counts: Tensor, *, background_ratio: float = 6.3313
+) -> Tensor:
+    """The shifts d_j = log(n_j / n_-j) / 4 of :func:`effective_class_margin_loss`.
+
+    n_-j counts what is not of class j. The authors count images that contain the class, and take
+    for the background `background_ratio` times the sum over the classes, its share among the RoIs
+    of their detector.
+
+    Args:
+        class_counts: (K,) training counts; zeros are clamped to one.
+        background_ratio: background over foreground examples, positive.
+
+    Returns:
+        (K + 1,) float64, background last.
+    """
+    counts, others = _counts_with_background(class_counts, background_ratio)
+    return (counts / others).log() / 4
+
+
+def effective_class_margin_weights(
+    class_counts: Tensor, *, background_ratio: float = 6.3313
+) -> Tensor:
+    """The weights w_j = a_j log(1 + 1 / a_j), a_j = n_-j / n_j, of
+    :func:`effective_class_margin_loss`: close to 1 for rare classes, less for frequent ones.
+
+    Arguments and result as of :func:`effective_class_margin_shifts`.
+    """
+    counts, others = _counts_with_background(class_counts, background_ratio)
+    return others / counts * (counts / others).log1p()
+
+
+def _counts_with_background(class_counts: Tensor, background_ratio: float) -> tuple[Tensor, Tensor]:
+    counts = class_counts.to(torch.float64).clamp(min=1)
+    counts = torch.cat([counts, background_ratio * counts.sum()[None]])
+    return counts, counts.sum() - counts
+
+
+def effective_class_margin_loss(
+    logits: Tensor,
+    gt_classes: Tensor,
+    shifts: Tensor,
+    element_weights: Tensor,
+    *,
+    reduction: Reduction = "proposals",
+) -> Tensor:
+    """Effective Class-Margin loss (ECM, arXiv:2301.09724; code: janghyuncho/ECM-Loss).
+
+        sum_j w_j BCE(p_j, y_j),
+        p_j = e^{z_j} / n_-j^(1/4) / [ e^{z_j} / n_-j^(1/4) + e^{-z_j} / n_j^(1/4) ]
+            = sigmoid(2 z_j + d_j)
+
+    At inference, as with the authors, a class's score is sigmoid(z_j), not of 2 z_j, times the
+    probability that the row is not background.
+
+    Args:
+        logits: (R, K + 1), background last.
+        gt_classes: (R,) in [0, K].
+        shifts: (K + 1,) d, from :func:`effective_class_margin_shifts`.
+        element_weights: (K + 1,) w, from :func:`effective_class_margin_weights`.
+        reduction: as in :func:`~balms_det.losses.sigmoid_loss`, for (R, K + 1).
+    """
+    logits = at_least_float32(logits)
+    targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
+    elements = F.binary_cross_entropy_with_logits(
+        2 * logits + shifts.to(logits), targets, reduction="none"
+    )
+    return reduce_losses(element_weights.to(logits) * elements, reduction)

@@ -1,0 +1,40 @@
+"""Gumbel Optimised Loss (arXiv:2207.09972)."""
+
+import torch
+from torch import Tensor
+
+from balms_det.losses.droploss import dropped_by_drop_loss
+from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+
+GUMBEL_LOGIT_RANGE = (-4.0, 10.0)
+
+
+def gumbel_optimised_loss(
+    logits: Tensor,
+    gt_classes: Tensor,
+    is_tail: Tensor,
+    *,
+    draws: Tensor | None = None,
+    reduction: Reduction = "proposals",
+) -> Tensor:
+    """Gumbel Optimised Loss (GOL, arXiv:2207.09972; code: kostas1515/GOL): DropLoss with the
+    probabilities of a Gumbel distribution in place of the sigmoid's.
+
+        BCE(p_j, y_j), p_j = exp(-exp(-z_j)), elements dropped as in :func:`drop_loss`
+
+    In training, as in the authors' code, z is clamped to [-4, 10], beyond which it has no gradient.
+    The balancing of the released GOL models is DropLoss's.
+
+    Args:
+        logits: (R, K).
+        gt_classes: (R,) in [0, K].
+        is_tail, draws: as in :func:`drop_loss`. Without a tail it is the cross-entropy alone.
+        reduction: as in :func:`~balms_det.losses.sigmoid_loss`.
+    """
+    logits = at_least_float32(logits).clamp(*GUMBEL_LOGIT_RANGE)
+    minus_log_p = (-logits).exp()
+    minus_log_not_p = -(-torch.expm1(-minus_log_p)).log()
+    is_positive = one_hot_targets(gt_classes, logits) > 0
+    elements = torch.where(is_positive, minus_log_p, minus_log_not_p)
+    dropped = dropped_by_drop_loss(elements, gt_classes, is_tail, draws)
+    return reduce_losses(elements.masked_fill(dropped, 0), reduction)

@@ -1,0 +1,70 @@
+"""Equilibrium loss of LOCE (arXiv:2108.07507)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from balms_det.losses.balanced import shifted_softmax_loss
+from balms_det.losses.elements import Reduction, at_least_float32
+
+
+def equilibrium_loss(
+    logits: Tensor,
+    gt_classes: Tensor,
+    mean_scores: Tensor,
+    *,
+    background_score: float = 0.01,
+    reduction: Reduction = "proposals",
+) -> Tensor:
+    """Equilibrium Loss (EBL) of LOCE (arXiv:2108.07507; code: fcjian/LOCE).
+
+        -log [ s_y exp(z_y) / sum_j s_j exp(z_j) ],  s_j the mean score of class j so far
+
+    A softmax whose margins between two classes are log(s_j / s_y): weakly scored classes must win
+    by more. LOCE's other half, its memory-augmented feature sampling, which adds RoI features of
+    weak classes to the batch, is not implemented.
+
+    Args:
+        logits: (R, K + 1), background last.
+        gt_classes: (R,) in [0, K].
+        mean_scores: (K,) s, running averages by :func:`equilibrium_advance`; with the authors 0.01
+            at first, and the batch at hand included.
+        background_score: s of the background, a constant, positive.
+        reduction: as in :func:`~balms_det.losses.softmax_loss`.
+    """
+    shifts = F.pad(mean_scores, (0, 1), value=background_score)
+    shifts = shifts.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return shifted_softmax_loss(logits, gt_classes, shifts, reduction=reduction)
+
+
+def equilibrium_observe(
+    logits: Tensor, gt_classes: Tensor, mean_scores: Tensor
+) -> dict[str, Tensor]:
+    """Per class, the sum of what its RoIs score for it, and their number, (K,) each."""
+    scores = at_least_float32(logits).softmax(dim=1).gather(1, gt_classes[:, None])[:, 0]
+    sums = mean_scores.new_zeros(2, logits.shape[1])
+    sums[0].index_add_(0, gt_classes, scores.to(sums))
+    sums[1].index_add_(0, gt_classes, torch.ones_like(scores).to(sums))
+    return {"score_sums": sums[0, :-1], "num_rows": sums[1, :-1]}
+
+
+def equilibrium_advance(
+    state: dict[str, Tensor], sums: dict[str, Tensor], *, momentum: float = 0.9
+) -> dict[str, Tensor]:
+    """Move the mean score of each class in the batch towards its mean there.
+
+        s_j <- a s_j + (1 - a) mean of the scores of class j
+
+    The authors average the RoIs of each object, then the objects, and take a to the power of the
+    number of objects of the class in the batch. A criterion sees RoIs and not which object they lie
+    on, so that here the mean is over RoIs and the batch is one step.
+
+    Args:
+        state: "mean_scores", (K,).
+        sums: of :func:`equilibrium_observe`, over all processes.
+        momentum: a, in [0, 1].
+    """
+    mean_scores, num_rows = state["mean_scores"], sums["num_rows"]
+    batch_means = sums["score_sums"] / num_rows.clamp(min=1)
+    moved = momentum * mean_scores + (1 - momentum) * batch_means
+    return {"mean_scores": torch.where(num_rows > 0, moved, mean_scores)}

@@ -1,0 +1,38 @@
+"""Softmax and sigmoid cross-entropy, the baselines of every other loss."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+
+
+def softmax_loss(
+    logits: Tensor, gt_classes: Tensor, *, reduction: Reduction = "proposals"
+) -> Tensor:
+    """Softmax cross-entropy over K classes and background, Detectron2's default.
+
+    Args:
+        logits: (R, K + 1), background last.
+        gt_classes: (R,) in [0, K].
+        reduction: "proposals" (sum over rows / R), "sum", or "none" for the (R,) row losses.
+    """
+    return reduce_losses(
+        F.cross_entropy(at_least_float32(logits), gt_classes, reduction="none"), reduction
+    )
+
+
+def sigmoid_loss(
+    logits: Tensor, gt_classes: Tensor, *, reduction: Reduction = "proposals"
+) -> Tensor:
+    """Sigmoid cross-entropy: K independent binary problems; background rows are all negative.
+
+    Args:
+        logits: (R, K).
+        gt_classes: (R,) in [0, K].
+        reduction: "proposals" (sum over rows and classes / R), "sum", or "none" for (R, K).
+    """
+    logits = at_least_float32(logits)
+    targets = one_hot_targets(gt_classes, logits)
+    return reduce_losses(
+        F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), reduction
+    )

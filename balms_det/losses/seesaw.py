@@ -1,0 +1,66 @@
+"""Seesaw loss (arXiv:2008.10032)."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.plain import softmax_loss
+
+
+def seesaw_loss(
+    logits: Tensor,
+    gt_classes: Tensor,
+    class_samples: Tensor,
+    *,
+    p: float = 0.8,
+    q: float = 2.0,
+    eps: float = 1e-2,
+    objectness: bool = True,
+    reduction: Reduction = "proposals",
+) -> Tensor:
+    """Seesaw loss (arXiv:2008.10032).
+
+        -log [ exp(z_y) / (exp(z_y) + sum_{j != y} S_yj exp(z_j)) ],  S_yj = M_yj C_yj
+        mitigation M_yj = min(1, N_j / N_y)^p,  N the samples of a class seen so far
+        compensation C_yj = max(1, sigma_j / sigma_y)^q,  sigma the softmax of z, without gradient
+
+    With `objectness` the softmax is over the K classes and of foreground rows only, and two more
+    logits (object, background) have a cross-entropy of their own on all rows; both are summed.
+    Without, the background is one more class of the softmax, for and against which S = 1.
+
+    Args:
+        logits: (R, K + 2) with objectness, (R, K + 1) without, background last.
+        gt_classes: (R,) in [0, K].
+        class_samples: (K,) N, this batch included (authors' code); zeros are clamped to one.
+        p, q: 0 or more; 0 turns the factor off.
+        eps: in (0, 1], least divisor sigma_y.
+        reduction: as in :func:`softmax_loss`.
+    """
+    logits = at_least_float32(logits)
+    num_classes = len(class_samples)
+    columns = num_classes if objectness else num_classes + 1
+    classes = logits[:, :columns]
+    is_background = gt_classes == num_classes
+    y = gt_classes.clamp(max=num_classes - 1)  # of background rows, whose factors are then dropped
+    log_samples = class_samples.clamp(min=1).to(logits).log()
+    log_probs = classes.detach().log_softmax(dim=1)[:, :num_classes]
+    log_prob_y = log_probs.gather(1, y[:, None]).clamp(min=math.log(eps))
+    mitigation = p * (log_samples - log_samples[y][:, None]).clamp(max=0)
+    compensation = q * (log_probs - log_prob_y).clamp(min=0)
+    # Both are zero at j = y.
+    log_factors = (mitigation + compensation).masked_fill(is_background[:, None], 0)
+    classes = classes + F.pad(log_factors, (0, columns - num_classes))
+    if not objectness:
+        return softmax_loss(classes, gt_classes, reduction=reduction)
+    rows = F.cross_entropy(classes, gt_classes, reduction="none", ignore_index=num_classes)
+    rows = rows + softmax_loss(logits[:, columns:], is_background.long(), reduction="none")
+    return reduce_losses(rows, reduction)
+
+
+def seesaw_samples(logits: Tensor, gt_classes: Tensor, class_samples: Tensor) -> dict[str, Tensor]:
+    """The (K,) number of samples of every class in one batch, for :func:`seesaw_loss`."""
+    samples = class_samples.new_zeros(len(class_samples) + 1)
+    samples.index_add_(0, gt_classes, samples.new_ones(len(gt_classes)))
+    return {"class_samples": samples[:-1]}

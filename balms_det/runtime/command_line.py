@@ -1,0 +1,46 @@
+"""How the command-line tools end: an error of the user's input is one sentence."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from balms_det.runtime.errors import InputError
+
+
+def run_tool(tool: Callable[[], Any]) -> None:
+    """Run a command-line tool.
+
+    An InputError ends it with its one sentence and exit status 2; a status that it returns is its
+    exit status.
+    """
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
+    try:
+        status = tool()
+    except Exception as error:
+        sentence = input_error_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+    if status:
+        sys.exit(status)
+
+
+def input_error_sentence(error: BaseException) -> str | None:
+    """The sentence of the InputError that `error` is or reports from another process.
+
+    Workers of a data loader and spawned processes hand their errors on as text, with the
+    traceback around it.
+    """
+    marker = f"{InputError.__module__}.{InputError.__name__}: "
+    for line in reversed(str(error).splitlines()):
+        if marker in line:
+            return line.split(marker, 1)[1]
+    return str(error) if isinstance(error, InputError) else None
+
+
+def _is_no_input_error(record: logging.LogRecord) -> bool:
+    """Keep Detectron2 from logging the traceback of an error whose sentence will be printed."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or input_error_sentence(error) is None

@@ -1,0 +1,1 @@
+"""The laboratory: what measures the package and writes its documents."""

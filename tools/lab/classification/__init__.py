@@ -1,0 +1,1 @@
+"""Stored runs of classifiers, their tables and plots, and throughput."""
