@@ -12,16 +12,38 @@ Every correction keeps the order within a class where probabilities are independ
 changes which detections survive the cap per image and the score threshold, and nothing else.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from balms_det.annotations.class_stats import ClassStats
-from balms_det.runtime.errors import InputError
+from balms_det.losses.loss import missing_class_stats
+from balms_det.options import AT_LEAST_0, Choices, Options, option
 
-# By whether they need class counts.
-POSTHOC_METHODS = {"none": False, "logit_adjustment": True, "norcal": True, "tau_norm": False}
+# Whether each needs class counts.
+CALIBRATIONS = {"none": False, "logit_adjustment": True, "norcal": True, "tau_norm": False}
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(Options):
+    """Correction of the class prior at test time, without training, under MODEL.LONG_TAIL."""
+
+    name: str = option(
+        "CALIBRATION.NAME",
+        "none",
+        '"none", "logit_adjustment" (arXiv:2007.07314), "norcal" (arXiv:2107.02170, whose authors '
+        'count images: COUNT_BY "images") or "tau_norm" (arXiv:1910.09217).',
+        allowed=Choices(CALIBRATIONS),
+    )
+    strength: float = option(
+        "CALIBRATION.STRENGTH",
+        1.0,
+        "tau of logit adjustment (paper: 1), gamma of NorCal or tau of tau-normalisation (papers: "
+        "tuned on held-out data, as tools/calibrate.py does). 0 changes nothing.",
+        allowed=AT_LEAST_0,
+    )
 
 
 def logit_adjustment_weights(class_counts: Tensor, tau: float) -> Tensor:
@@ -168,14 +190,10 @@ def build_calibration(
     Raises:
         InputError: the method needs class statistics and there are none.
     """
-    posthoc = long_tail.POSTHOC
-    if not POSTHOC_METHODS[posthoc.NAME]:
+    options = CalibrationOptions.from_node(long_tail)
+    if not CALIBRATIONS[options.name]:
         return None
     if stats is None:
-        raise InputError(
-            f"MODEL.LONG_TAIL.POSTHOC.NAME is {posthoc.NAME!r}, which needs class statistics; set "
-            "MODEL.LONG_TAIL.STATS_FILE to the training annotations, or to a file written by "
-            "tools/class_stats.py"
-        )
+        raise missing_class_stats(f"MODEL.LONG_TAIL.CALIBRATION.NAME {options.name!r}")
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
-    return Calibration(posthoc.NAME, posthoc.STRENGTH, counts, exclusive=exclusive)
+    return Calibration(options.name, options.strength, counts, exclusive=exclusive)

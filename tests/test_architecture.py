@@ -23,6 +23,7 @@ PURE = {
     "config",
     "decouple",
     "losses",
+    "options",
     "runtime",
     "synthetic",
 }

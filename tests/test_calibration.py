@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import (
-    POSTHOC_METHODS,
+    CALIBRATIONS,
     Calibration,
     logit_adjustment_weights,
     norcal_weights,
@@ -23,7 +23,7 @@ from balms_det.calibration import (
 from balms_det.config import config_file
 from balms_det.engine import load_config, prepare_calibration
 from balms_det.losses import balanced_softmax_shifts
-from balms_det.losses.criterion import METHODS
+from balms_det.losses.registry import LOSSES
 from balms_det.modeling import LongTailPredictor
 from balms_det.runtime.errors import InputError
 
@@ -233,7 +233,12 @@ def predictor(tmp_path):
 
 
 def posthoc(name, strength):
-    return ["MODEL.LONG_TAIL.POSTHOC.NAME", name, "MODEL.LONG_TAIL.POSTHOC.STRENGTH", str(strength)]
+    return [
+        "MODEL.LONG_TAIL.CALIBRATION.NAME",
+        name,
+        "MODEL.LONG_TAIL.CALIBRATION.STRENGTH",
+        str(strength),
+    ]
 
 
 def image(num_proposals=30):
@@ -244,8 +249,8 @@ def image(num_proposals=30):
     return features, [Instances((100, 100), proposal_boxes=Boxes(boxes))]
 
 
-@pytest.mark.parametrize("loss", METHODS)
-@pytest.mark.parametrize("name", POSTHOC_METHODS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", CALIBRATIONS)
 def test_strength_zero_predicts_as_without_calibration(predictor, loss, name):
     features, proposals = image()
     options = ["MODEL.LONG_TAIL.LOSS.NAME", loss]
@@ -255,8 +260,8 @@ def test_strength_zero_predicts_as_without_calibration(predictor, loss, name):
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("loss", METHODS)
-@pytest.mark.parametrize("name", sorted(set(POSTHOC_METHODS) - {"none"}))
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", sorted(set(CALIBRATIONS) - {"none"}))
 def test_calibration_changes_predictions_but_neither_training_nor_checkpoints(
     predictor, loss, name
 ):

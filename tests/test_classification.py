@@ -30,7 +30,7 @@ from balms_det.classification.sampling import (
 from balms_det.classification.streams import Use, stream, stream_seed
 from balms_det.classification.trainer import learning_rate
 from balms_det.config import config_file
-from balms_det.losses.criterion import METHODS
+from balms_det.losses.registry import LOSSES
 from balms_det.runtime.errors import InputError
 
 CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
@@ -288,7 +288,7 @@ def test_focal_loss_is_that_of_independent_classes():
 WITH_BACKGROUND = {"seesaw", "bags", "eqlv2", "acsl", "ecm"}
 
 
-@pytest.mark.parametrize("loss", sorted(METHODS.keys() - WITH_BACKGROUND))
+@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - WITH_BACKGROUND))
 def test_every_loss_without_logits_for_the_background_trains_a_classifier(loss):
     logits, labels = batch()
     ours = criterion(loss)

@@ -97,7 +97,7 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("MODEL.LONG_TAIL.LOSS.FOCAL.GAMMA", -2.0, "0 or more"),
         ("MODEL.LONG_TAIL.LOSS.FOCAL.ALPHA", 1.5, "from 0 to 1, or -1"),
         ("MODEL.LONG_TAIL.LOSS.LDAM.MAX_MARGIN", -0.5, "0 or more"),
-        ("MODEL.LONG_TAIL.LOSS.EQL.LAMBDA", 1.1, "from 0 to 1"),
+        ("MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD", 1.1, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.EQL.GAMMA", -0.9, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.EQLV2.GAMMA", 0.0, "more than 0"),
         ("MODEL.LONG_TAIL.LOSS.EQLV2.MU", -0.8, "more than 0"),
@@ -108,26 +108,25 @@ def test_missing_and_malformed_files_are_named(tmp_path):
         ("MODEL.LONG_TAIL.LOSS.ACSL.SCORE_THRESHOLD", 1.7, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.ACSL.BACKGROUND_RATIOS", (0.01, 0.1), "three numbers from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.ACSL.BACKGROUND_RATIOS", (0.01, 0.1, 8.0), "from 0 to 1"),
-        ("MODEL.LONG_TAIL.LOSS.DROPLOSS.LAMBDA", -0.001, "from 0 to 1"),
+        ("MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD", -0.001, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.LOCE.MOMENTUM", 1.1, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.LOCE.BACKGROUND_SCORE", 0.0, "more than 0"),
         ("MODEL.LONG_TAIL.LOSS.ECM.BACKGROUND_RATIO", 0.0, "more than 0"),
-        ("MODEL.LONG_TAIL.LOSS.GOL.LAMBDA", 2.0, "from 0 to 1"),
+        ("MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD", 2.0, "from 0 to 1"),
         ("MODEL.LONG_TAIL.LOSS.BAGS.BOUNDARIES", (10, 10, 100), "ascending counts, more than 0"),
         ("MODEL.LONG_TAIL.LOSS.BAGS.BETA", -8.0, "0 or more"),
         ("MODEL.LONG_TAIL.CLASSIFIER", "cosin", "linear, cosine"),
         ("MODEL.LONG_TAIL.MASK_CLASSIFIER", "norm", "linear, cosine"),
         ("MODEL.LONG_TAIL.COSINE_TEMPERATURE", 0.0, "more than 0"),
         ("MODEL.ROI_HEADS.NUM_CLASSES", 0, "1 or more"),
-        ("MODEL.LONG_TAIL.POSTHOC.NAME", "nor_cal", "logit_adjustment, norcal"),
-        ("MODEL.LONG_TAIL.POSTHOC.STRENGTH", -1.0, "0 or more"),
+        ("MODEL.LONG_TAIL.CALIBRATION.NAME", "nor_cal", "logit_adjustment, norcal"),
+        ("MODEL.LONG_TAIL.CALIBRATION.STRENGTH", -1.0, "0 or more"),
         ("DATALOADER.SAMPLER_TRAIN", "ClassBalanced", "ClassBalancedTrainingSampler"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler", "RepeatFactorTrainingSampler"),
         ("DATALOADER.REPEAT_THRESHOLD", 0.0, "more than 0"),
         ("SOLVER.OPTIMIZER", "Adam", "SGD, AdamW"),
         ("MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE", 0, "1 or more"),
         ("MODEL.LONG_TAIL.INFERENCE.PRECISION", "half", "float32, bfloat16, float16"),
-        ("TEST.LVIS_BACKEND", "pycocotools", "hotcoco, lvis"),
         ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "set it to False"),
         ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, "set it to False"),
     ],
@@ -145,7 +144,7 @@ def test_bad_value_is_refused_with_key_value_and_what_is_allowed(key, value, all
 def test_calibration_by_heads_that_have_none_is_refused():
     cfg = load("lvis_r50_norcal.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    with pytest.raises(InputError, match="POSTHOC.NAME is 'norcal'.*LongTailROIHeads"):
+    with pytest.raises(InputError, match="CALIBRATION.NAME is 'norcal'.*LongTailROIHeads"):
         validate_config(cfg)
 
 

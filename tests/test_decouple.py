@@ -303,7 +303,7 @@ WITH_WEIGHTS = ["MODEL.WEIGHTS", "a.pth", f"{DECOUPLE}.ENABLED", True]
         (["MODEL.LONG_TAIL.CLASSIFIER", "lsw"], ["CLASSIFIER is 'lsw'", "linear, cosine, lws"]),
         (["MODEL.LONG_TAIL.CLASSIFIER", "lws"], ["'lws'", "DECOUPLE.ENABLED is False"]),
         (
-            [*WITH_WEIGHTS, *LWS, "MODEL.LONG_TAIL.POSTHOC.NAME", "tau_norm"],
+            [*WITH_WEIGHTS, *LWS, "MODEL.LONG_TAIL.CALIBRATION.NAME", "tau_norm"],
             ["'tau_norm'", "CLASSIFIER is 'lws'"],
         ),
         ([*WITH_WEIGHTS, "MODEL.LONG_TAIL.CLASSIFIER", "lws"], [f"set it to '{SCALE}'"]),

@@ -10,12 +10,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_model import tiny_cfg
 
-from balms_det.calibration import POSTHOC_METHODS
+from balms_det.calibration import CALIBRATIONS
 from balms_det.classifier import CLASSIFIERS
 from balms_det.config import config_file
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS, register_dataset
 from balms_det.engine import LongTailTrainer, load_config, prepare_class_stats, validate_config
-from balms_det.losses.criterion import METHODS
+from balms_det.losses.registry import LOSSES
 from balms_det.synthetic import GlyphOptions, generate
 
 NUM_CLASSES = 1203
@@ -83,7 +83,7 @@ def first_stage(glyphs, tmp_path_factory):
     return str(output / "model_final.pth")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss(glyphs, tmp_path, name):
     trainer = train_and_evaluate(small(f"{LOSS}.NAME", name), tmp_path)
     untrained = LongTailTrainer.build_model(trainer.cfg).roi_heads.box_predictor.cls_score
@@ -105,7 +105,7 @@ def test_every_loss(glyphs, tmp_path, name):
         [f"{LOSS}.NAME", "seesaw", f"{LOSS}.SEESAW.OBJECTNESS", True],
         ["MODEL.LONG_TAIL.CLASSIFIER", "cosine", "MODEL.LONG_TAIL.MASK_CLASSIFIER", "cosine"],
         ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads"],
-        *(["MODEL.LONG_TAIL.POSTHOC.NAME", name] for name in POSTHOC_METHODS if name != "none"),
+        *(["MODEL.LONG_TAIL.CALIBRATION.NAME", name] for name in CALIBRATIONS if name != "none"),
     ],
     ids=lambda opts: "-".join(str(opt).rsplit(".", 1)[-1] for opt in opts),
 )

@@ -15,7 +15,8 @@ from balms_det.annotations.class_stats import ClassStats
 from balms_det.classifier import ScaledLinear
 from balms_det.config import add_balms_config, config_file
 from balms_det.decouple import freeze_except
-from balms_det.losses.criterion import METHODS, build_criterion
+from balms_det.losses.criterion import build_criterion
+from balms_det.losses.registry import LOSSES
 from balms_det.modeling import LongTailMaskHead, LongTailPredictor, criterion_from_options
 from balms_det.runtime.errors import InputError
 
@@ -55,7 +56,7 @@ def test_a_training_step_and_inference_with_every_class_of_lvis(config):
     model = instantiate(config.model)
     predictor = model.roi_heads.box_predictor
     assert predictor.cls_score.weight.shape == (NUM_CLASSES, 32)
-    assert predictor.criterion.margins.shape == (NUM_CLASSES,)
+    assert predictor.criterion.loss.margins.shape == (NUM_CLASSES,)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     with EventStorage():
@@ -80,7 +81,7 @@ def test_the_command_line_of_a_lazy_config_chooses_the_method(config):
     )
     predictor = instantiate(config.model.roi_heads.box_predictor)
     assert predictor.cls_score.out_features == NUM_CLASSES + 1
-    assert predictor.criterion.shifts.shape == (NUM_CLASSES + 1,)
+    assert predictor.criterion.loss.shifts.shape == (NUM_CLASSES + 1,)
 
 
 def test_the_schedule_is_that_of_the_yaml_configuration():
@@ -128,7 +129,7 @@ def test_the_predictor_and_the_mask_head_fit_a_transformer(config):
     assert model.roi_heads.box_predictor.cls_score.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_options_give_the_criterion_that_the_configuration_node_gives(tmp_path, name):
     path = stats_file(tmp_path)
     options = {"LOSS": {"NAME": name, "MARGIN": {"TAU": 0.5}}, "COUNT_BY": "images"}

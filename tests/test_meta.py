@@ -153,9 +153,9 @@ def test_gradient_is_that_of_double_backpropagation(
 
     def row_losses(logits, classes):
         if name == "balanced_softmax":
-            shifts = criterion.shifts.double()
+            shifts = criterion.loss.shifts.double()
             return losses.shifted_softmax_loss(logits, classes, shifts, reduction="none")
-        margins = criterion.margins.double()
+        margins = criterion.loss.margins.double()
         return losses.balanced_sigmoid_loss(logits, classes, margins, reduction="none").sum(1)
 
     leaf = psi.clone().requires_grad_()

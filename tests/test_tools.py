@@ -151,7 +151,7 @@ def test_two_processes_train_the_classifier_alone(trained, glyphs, tmp_path, kin
 
 
 CALIBRATED = [
-    "MODEL.LONG_TAIL.POSTHOC.NAME", "norcal", "MODEL.LONG_TAIL.POSTHOC.STRENGTH", "0.5",
+    "MODEL.LONG_TAIL.CALIBRATION.NAME", "norcal", "MODEL.LONG_TAIL.CALIBRATION.STRENGTH", "0.5",
 ]  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_calibrate_sweeps_stored_predictions(trained, glyphs, tmp_path):
     train_net(glyphs, output, "--eval-only", opts=[*weights, "TEST.DETECTIONS_PER_IMAGE", "1000"])
     config = ["--config-file", output / "config.yaml", *datasets(glyphs)]
     done = run("calibrate.py", *config, "--method", "norcal", "--strengths", "0,0.5")
-    assert "MODEL.LONG_TAIL.POSTHOC.NAME norcal" in done.stdout
+    assert "MODEL.LONG_TAIL.CALIBRATION.NAME norcal" in done.stdout
     assert "warning" not in done.stderr
     content = json.loads((output / "calibration_norcal.json").read_text())
     assert content["exact"]

@@ -11,12 +11,12 @@ than will count in the end and without a threshold:
 Writes calibration_METHOD.json and calibration_METHOD.png (AP, APr, APc and APf against the
 strength) to --output.
 
-With a sigmoid classifier the result is what an evaluation with that MODEL.LONG_TAIL.POSTHOC would
-give, as long as no detection that matters is missing from what was stored: the order within a class
-stays, and with it what non-maximum suppression keeps. With Cascade R-CNN, which averages the
-probabilities of its stages, and with a softmax, where the other classes of the proposal would have
-to be known, it is an approximation; evaluate once more with the strength that you choose. Choose it
-on other images than those that you report on.
+With a sigmoid classifier the result is that of an evaluation with this MODEL.LONG_TAIL.CALIBRATION,
+provided that no detection that matters is missing from the stored ones: the order within a class
+stays, and so does the selection by non-maximum suppression. With Cascade R-CNN, which averages the
+probabilities of its stages, and with a softmax, which would need the other classes of the proposal,
+it is an approximation; evaluate once more with the strength that you choose. Choose it on other
+images than those that you report on.
 
 Tau-normalisation needs the classifier's logits and cannot be swept from scores.
 """
@@ -42,7 +42,7 @@ from balms_det.evaluation import (
     read_predictions,
     sweep,
 )
-from balms_det.losses.criterion import METHODS
+from balms_det.losses.criterion import activation_of
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
 from balms_det.runtime.errors import InputError
@@ -111,17 +111,18 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cfg = load_config(args)
     long_tail = cfg.MODEL.LONG_TAIL
-    if long_tail.POSTHOC.NAME != "none":
+    if long_tail.CALIBRATION.NAME != "none":
         raise InputError(
-            f"{args.config_file}: MODEL.LONG_TAIL.POSTHOC.NAME is {long_tail.POSTHOC.NAME!r}, so "
-            "that its predictions are calibrated already; store them with 'none'"
+            f"{args.config_file}: MODEL.LONG_TAIL.CALIBRATION.NAME is "
+            f"{long_tail.CALIBRATION.NAME!r}, so that its predictions are calibrated already; "
+            "store them with 'none'"
         )
     if min(args.strengths) < 0:
         raise InputError(f"--strengths has {min(args.strengths)}; give values of 0 or more")
     split = split_of(args, cfg)
     stats = training_stats(cfg)
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
-    exclusive = METHODS[long_tail.LOSS.NAME].activation.exclusive
+    exclusive = activation_of(long_tail, stats.num_classes).exclusive
     exact = not exclusive and cfg.MODEL.ROI_HEADS.NAME == "LongTailROIHeads"
 
     path = args.predictions or os.path.join(
@@ -131,7 +132,6 @@ def main(argv: list[str] | None = None) -> None:
         split,
         distributed=False,
         max_dets_per_image=args.max_detections,
-        backend=cfg.TEST.LVIS_BACKEND,
     )
     predictions = read_predictions(path)
     cap = cfg.TEST.DETECTIONS_PER_IMAGE
@@ -173,8 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     plot_sweep(records, output / f"{stem}.png", title=f"{args.method} on {split}", xlabel=symbol)
     print(
         f"The highest {task} AP is {best[task]['AP']:.2f}, at {symbol} = {best['strength']:g}: "
-        f"MODEL.LONG_TAIL.POSTHOC.NAME {args.method} "
-        f"MODEL.LONG_TAIL.POSTHOC.STRENGTH {best['strength']:g}"
+        f"MODEL.LONG_TAIL.CALIBRATION.NAME {args.method} "
+        f"MODEL.LONG_TAIL.CALIBRATION.STRENGTH {best['strength']:g}"
         + ("." if exact else " (an approximation; see --help).")
     )
     print(f"{stem}.json and {stem}.png are in {output}.")

@@ -32,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from balms_det.annotations.class_stats import ClassStats, frequency_group
-from balms_det.calibration import POSTHOC_METHODS
+from balms_det.calibration import CALIBRATIONS
 from balms_det.engine import (
     LongTailCheckpointer,
     add_dataset_argument,
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     weights = args.weights or cfg.MODEL.WEIGHTS
     images = find_images(args.input)
     classes = resolve_classes(cfg, weights)
-    calibrates = POSTHOC_METHODS[cfg.MODEL.LONG_TAIL.POSTHOC.NAME]
+    calibrates = CALIBRATIONS[cfg.MODEL.LONG_TAIL.CALIBRATION.NAME]
     if not (calibrates and os.path.isfile(cfg.MODEL.LONG_TAIL.STATS_FILE)):
         cfg.MODEL.LONG_TAIL.STATS_FILE = ""  # Counts are not needed, or the file is gone.
     cfg.MODEL.WEIGHTS = ""

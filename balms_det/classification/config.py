@@ -14,21 +14,12 @@ from fvcore.common.config import CfgNode as CN
 from balms_det.classification.data import DATASETS
 from balms_det.classification.networks import BACKBONES
 from balms_det.classification.sampling import SAMPLERS
-from balms_det.classifier import CLASSIFIERS
 from balms_det.config import add_balms_config
-from balms_det.config.checks import (
-    ABOVE_0,
-    AT_LEAST_0,
-    AT_LEAST_1,
-    LOSS_RANGES,
-    META_RANGES,
-    Range,
-    check,
-    check_choices,
-    check_ranges,
-    merge_config,
-)
-from balms_det.losses.criterion import METHODS, PLAIN_LOSSES
+from balms_det.config.checks import check, check_allowed, merge_config
+from balms_det.config.keys import check_options
+from balms_det.losses.plain import PLAIN_LOSSES
+from balms_det.losses.registry import LOSSES
+from balms_det.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Choices, Range
 from balms_det.runtime.errors import InputError
 
 # Of MODEL.LONG_TAIL and of its node DECOUPLE, what a classifier has too.
@@ -83,7 +74,7 @@ def default_config() -> CN:
     # 0.2023, 0.1994, 0.2010 of 255.
     cfg.MODEL.PIXEL_MEAN = (125.307, 122.961, 113.8575)
     cfg.MODEL.PIXEL_STD = (51.5865, 50.847, 51.255)
-    # The detector's own keys, explained in balms_det/config.py.
+    # The detector's own keys, explained in docs/CONFIGURATION.md.
     cfg.MODEL.LONG_TAIL = CN()
     detector = CN({"MODEL": {}, "SOLVER": {}, "DATALOADER": {}, "TEST": {}})
     add_balms_config(detector)
@@ -152,15 +143,11 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     return cfg
 
 
-_CHOICES = {
-    "DATA.NAME": DATASETS,
-    "MODEL.BACKBONE.NAME": BACKBONES,
-    "SAMPLER": SAMPLERS,
-    "MODEL.LONG_TAIL.LOSS.NAME": METHODS,
-    "MODEL.LONG_TAIL.CLASSIFIER": CLASSIFIERS,
-    "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME": ("none", "inverse", "effective_number"),
-}
-_RANGES = {
+_ALLOWED: dict[str, Range | Choices] = {
+    "DATA.NAME": Choices(DATASETS),
+    "MODEL.BACKBONE.NAME": Choices(BACKBONES),
+    "SAMPLER": Choices(SAMPLERS),
+    "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME": Choices(("none", "inverse", "effective_number")),
     "IMBALANCE": Range(lambda imbalance: imbalance >= 1, "1 (balanced) or more"),
     "SEED": Range(lambda seed: 0 <= seed < 2**32, "a number from 0 to 2^32 - 1"),
     "AUGMENT.CROP_PADDING": AT_LEAST_0,
@@ -179,8 +166,9 @@ def validate_config(cfg: CN) -> None:
     Raises:
         InputError: naming the key, its value, and what is allowed.
     """
-    check_choices(cfg, _CHOICES)
-    check_ranges(cfg, LOSS_RANGES | META_RANGES | _RANGES)
+    for key, allowed in _ALLOWED.items():
+        check_allowed(cfg, key, allowed)
+    check_options(cfg)
     long_tail = cfg.MODEL.LONG_TAIL
     second_stage = long_tail.DECOUPLE.ENABLED
     check(
@@ -217,6 +205,6 @@ def validate_config(cfg: CN) -> None:
     check(
         cfg,
         "MODEL.LONG_TAIL.LOSS.NAME",
-        cfg.SAMPLER != "meta" or METHODS[long_tail.LOSS.NAME].activation in PLAIN_LOSSES,
+        cfg.SAMPLER != "meta" or LOSSES[long_tail.LOSS.NAME].link in PLAIN_LOSSES,
         "a loss over softmax or sigmoid, or SAMPLER to another than 'meta'",
     )

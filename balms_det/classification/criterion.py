@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from balms_det.annotations.class_stats import ClassStats
-from balms_det.losses.criterion import PLAIN_LOSSES, Iteration, build_criterion
+from balms_det.losses.criterion import build_criterion
+from balms_det.losses.plain import PLAIN_LOSSES
+from balms_det.losses.weights import Iteration
 from balms_det.runtime.errors import InputError
 
 
@@ -49,7 +51,8 @@ class ClassificationCriterion(nn.Module):
 
     def plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The same without margins, of losses that the Meta Sampler goes with."""
-        return PLAIN_LOSSES[self._activation](logits, labels)
+        loss: Tensor = PLAIN_LOSSES[self._activation](logits, labels)
+        return loss
 
     def probs(self, logits: Tensor) -> Tensor:
         """(N, K) probabilities of the classes; those of a sigmoid need not sum to one."""

@@ -38,7 +38,9 @@ from balms_det.bilevel import (
     sampler_rate_gradient,
 )
 from balms_det.data import MetaTrainingSampler, build_train_loader, meta_sampler_of
-from balms_det.losses.criterion import METHODS, PLAIN_LOSSES, Criterion
+from balms_det.losses.criterion import Criterion
+from balms_det.losses.plain import PLAIN_LOSSES
+from balms_det.losses.registry import LOSSES
 from balms_det.modeling import LongTailPredictor
 from balms_det.runtime.figures import save_figure
 
@@ -483,7 +485,7 @@ def build_meta_learning(cfg: Any, model: nn.Module, train_loader: Any) -> MetaLe
         meta_set = FeatureBank(cfg.MODEL.ROI_HEADS.NUM_CLASSES, meta.FEATURES_PER_CLASS, seed)
     else:
         meta_set = ForwardPass(model, recorder, _class_balanced_loader(cfg))
-    plain = PLAIN_LOSSES[METHODS[cfg.MODEL.LONG_TAIL.LOSS.NAME].activation]
+    plain = PLAIN_LOSSES[LOSSES[cfg.MODEL.LONG_TAIL.LOSS.NAME].link]
     return MetaLearning(
         recorder,
         rates,

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from balms_det.calibration import POSTHOC_METHODS
+from balms_det.calibration import CALIBRATIONS
 from balms_det.config import add_balms_config
 from balms_det.config.checks import merge_config
 from balms_det.data import check_num_classes, dataset_class_stats, register_dataset
@@ -92,7 +92,7 @@ def prepare_class_stats(cfg: CfgNode) -> None:
 def prepare_calibration(cfg: CfgNode, weights: str, folder: str | os.PathLike[str]) -> None:
     """Let a model that calibrates its predictions find the class statistics in its checkpoint.
 
-    Does nothing where MODEL.LONG_TAIL.POSTHOC needs none, or MODEL.LONG_TAIL.STATS_FILE is set.
+    Does nothing where MODEL.LONG_TAIL.CALIBRATION needs none, or MODEL.LONG_TAIL.STATS_FILE is set.
 
     Args:
         cfg: gets MODEL.LONG_TAIL.STATS_FILE.
@@ -102,14 +102,14 @@ def prepare_calibration(cfg: CfgNode, weights: str, folder: str | os.PathLike[st
     Raises:
         InputError: the checkpoint carries no statistics.
     """
-    name = cfg.MODEL.LONG_TAIL.POSTHOC.NAME
-    if not POSTHOC_METHODS[name] or cfg.MODEL.LONG_TAIL.STATS_FILE:
+    name = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
+    if not CALIBRATIONS[name] or cfg.MODEL.LONG_TAIL.STATS_FILE:
         return
     path = Path(folder) / "class_stats.json"
     stats = class_stats_in(weights)
     if stats is None:
         raise InputError(
-            f"MODEL.LONG_TAIL.POSTHOC.NAME is {name!r}, which needs class statistics, but the "
+            f"MODEL.LONG_TAIL.CALIBRATION.NAME is {name!r}, which needs class statistics, but the "
             f"checkpoint {weights!r} carries none; set MODEL.LONG_TAIL.STATS_FILE to the training "
             "annotations, or to a file written by tools/class_stats.py"
         )

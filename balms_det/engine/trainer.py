@@ -144,11 +144,7 @@ class LongTailTrainer(DefaultTrainer):
         """LVIS's metrics for a data set with LVIS's federated annotations, COCO's for others."""
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
-            return LVISEvaluator(
-                dataset_name,
-                output_dir=output_dir,
-                backend=cfg.TEST.LVIS_BACKEND,
-            )
+            return LVISEvaluator(dataset_name, output_dir=output_dir)
         return COCOEvaluator(dataset_name, output_dir=output_dir)
 
 

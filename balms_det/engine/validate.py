@@ -2,51 +2,17 @@
 
 from detectron2.config import CfgNode
 
-from balms_det.calibration import POSTHOC_METHODS
-from balms_det.classifier import CLASSIFIERS
-from balms_det.config.checks import (
-    ABOVE_0,
-    AT_LEAST_0,
-    AT_LEAST_1,
-    LOSS_RANGES,
-    META_RANGES,
-    Range,
-    check,
-    check_choices,
-    check_ranges,
-)
+from balms_det.config.checks import check, check_allowed
+from balms_det.config.keys import check_options
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.decouple import is_within
-from balms_det.losses.criterion import METHODS, PLAIN_LOSSES
-from balms_det.modeling import PRECISIONS
+from balms_det.losses.plain import PLAIN_LOSSES
+from balms_det.losses.registry import LOSSES
+from balms_det.options import Choices, Range
 from balms_det.runtime.errors import InputError
 
-_CHOICES = {
-    "MODEL.LONG_TAIL.LOSS.NAME": METHODS,
-    "MODEL.LONG_TAIL.COUNT_BY": ("instances", "images"),
-    "MODEL.LONG_TAIL.LOSS.MARGIN.CONSTANT": ("keep", "drop"),
-    "MODEL.LONG_TAIL.LOSS.MARGIN.ROWS": ("foreground", "all"),
-    "MODEL.LONG_TAIL.LOSS.CLASS_WEIGHTS.NAME": ("none", "inverse", "effective_number", "learned"),
-    "MODEL.LONG_TAIL.CLASSIFIER": CLASSIFIERS,
-    "MODEL.LONG_TAIL.MASK_CLASSIFIER": ("linear", "cosine"),
-    "MODEL.LONG_TAIL.POSTHOC.NAME": POSTHOC_METHODS,
-    "MODEL.LONG_TAIL.INFERENCE.PRECISION": PRECISIONS,
-    "DATALOADER.SAMPLER_TRAIN": (*DETECTRON2_SAMPLERS, *SAMPLERS),
-    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
-    "SOLVER.META.LOSS": ("plain", "shifted"),
-    "TEST.LVIS_BACKEND": ("hotcoco", "lvis"),
-}
-_RANGES = {
-    "MODEL.LONG_TAIL.COSINE_TEMPERATURE": ABOVE_0,
-    "MODEL.LONG_TAIL.POSTHOC.STRENGTH": AT_LEAST_0,
-    "MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE": Range(
-        lambda size: size >= 1, "the number of images at a time, 1 or more"
-    ),
-    "SOLVER.META.FEATURES_PER_CLASS": AT_LEAST_1,
-    "MODEL.ROI_HEADS.NUM_CLASSES": Range(
-        lambda number: number >= 1, "the number of foreground classes, 1 or more"
-    ),
-}
+_SAMPLERS = Choices((*DETECTRON2_SAMPLERS, *SAMPLERS))
+_NUM_CLASSES = Range(lambda number: number >= 1, "the number of foreground classes, 1 or more")
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -55,13 +21,14 @@ def validate_config(cfg: CfgNode) -> None:
     Raises:
         InputError: naming the key, its value, and what is allowed.
     """
-    check_choices(cfg, _CHOICES)
-    check_ranges(cfg, LOSS_RANGES | META_RANGES | _RANGES)
+    check_options(cfg)
+    check_allowed(cfg, "DATALOADER.SAMPLER_TRAIN", _SAMPLERS)
+    check_allowed(cfg, "MODEL.ROI_HEADS.NUM_CLASSES", _NUM_CLASSES)
     long_tail, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
     check(
         cfg,
-        "MODEL.LONG_TAIL.POSTHOC.NAME",
-        long_tail.POSTHOC.NAME == "none" or heads.startswith("LongTail"),
+        "MODEL.LONG_TAIL.CALIBRATION.NAME",
+        long_tail.CALIBRATION.NAME == "none" or heads.startswith("LongTail"),
         "'none', or MODEL.ROI_HEADS.NAME to LongTailROIHeads or LongTailCascadeROIHeads",
     )
     check(
@@ -98,10 +65,11 @@ def validate_config(cfg: CfgNode) -> None:
 def _validate_decouple(cfg: CfgNode) -> None:
     classifier, decouple = cfg.MODEL.LONG_TAIL.CLASSIFIER, cfg.MODEL.LONG_TAIL.DECOUPLE
     key = "MODEL.LONG_TAIL.DECOUPLE"
-    if classifier != "linear" and cfg.MODEL.LONG_TAIL.POSTHOC.NAME == "tau_norm":
+    if classifier != "linear" and cfg.MODEL.LONG_TAIL.CALIBRATION.NAME == "tau_norm":
         raise InputError(
-            "MODEL.LONG_TAIL.POSTHOC.NAME is 'tau_norm', which divides by the norms of a linear "
-            f"classifier, but MODEL.LONG_TAIL.CLASSIFIER is {classifier!r}; set it to 'linear'"
+            "MODEL.LONG_TAIL.CALIBRATION.NAME is 'tau_norm', which divides by the norms of a "
+            f"linear classifier, but MODEL.LONG_TAIL.CLASSIFIER is {classifier!r}; set it to "
+            "'linear'"
         )
     if classifier == "lws":
         if not decouple.ENABLED:
@@ -176,7 +144,7 @@ def _validate_meta(cfg: CfgNode) -> None:
             f"{learned[0]}, which MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot learn; "
             "set that to LongTailROIHeads or LongTailCascadeROIHeads"
         )
-    able = [name for name, method in METHODS.items() if method.activation in PLAIN_LOSSES]
+    able = [name for name, loss in LOSSES.items() if loss.link in PLAIN_LOSSES]
     if long_tail.LOSS.NAME not in able:
         raise InputError(
             f"{learned[0]}, but MODEL.LONG_TAIL.LOSS.NAME {long_tail.LOSS.NAME!r} has no plain "
@@ -243,7 +211,7 @@ def _validate_federated(cfg: CfgNode) -> None:
     if cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
         raise InputError(f"{key}, and so is MODEL.ROI_BOX_HEAD.USE_FED_LOSS; set it to False")
     name = cfg.MODEL.LONG_TAIL.LOSS.NAME
-    able = [other for other, method in METHODS.items() if method.has_independent_classes]
+    able = [other for other, loss in LOSSES.items() if loss.has_independent_classes()]
     if name not in able:
         raise InputError(
             f"{key}, but the classes of MODEL.LONG_TAIL.LOSS.NAME {name!r} depend on one another; "

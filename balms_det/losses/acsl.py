@@ -1,12 +1,17 @@
 """Adaptive Class Suppression Loss (arXiv:2104.00885)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID_BESIDE_BACKGROUND
 from balms_det.losses.elements import Reduction, at_least_float32, ranks_within, reduce_losses
+from balms_det.losses.loss import Loss, State, TrainingClasses
+from balms_det.options import FRACTION, Options, Range, option
 
 
 def adaptive_class_suppression_loss(
@@ -51,3 +56,70 @@ def adaptive_class_suppression_loss(
     counts = confused | (targets > 0) | F.pad(chosen[:, frequency_groups], (0, 1), value=False)
     elements = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return reduce_losses(elements.masked_fill(~counts, 0), reduction)
+
+
+@dataclass(frozen=True)
+class ACSLOptions(Options):
+    """Options of :class:`ACSL`."""
+
+    score_threshold: float = option(
+        "ACSL.SCORE_THRESHOLD",
+        0.7,
+        "Score from which a foreground RoI suppresses a class that is not its own.",
+        allowed=FRACTION,
+        source="authors' code of arXiv:2104.00885",
+    )
+    background_ratios: tuple[float, float, float] = option(
+        "ACSL.BACKGROUND_RATIOS",
+        (0.01, 0.1, 1.0),
+        "Part of the background RoIs that suppress the rare, the common and the frequent classes.",
+        allowed=Range(
+            lambda ratios: len(ratios) == 3 and all(map(FRACTION.holds, ratios)),
+            "three numbers from 0 to 1, of rare, common and frequent classes",
+        ),
+        source="authors' code of arXiv:2104.00885",
+    )
+
+
+class ACSL(Loss):
+    """:func:`adaptive_class_suppression_loss` with the frequency groups of a training set."""
+
+    name = "acsl"
+    options = ACSLOptions
+    link = SIGMOID_BESIDE_BACKGROUND
+    needs_stats = True
+
+    frequency_groups: Tensor
+
+    def __init__(
+        self,
+        frequency_groups: Tensor,
+        *,
+        score_threshold: float = ACSLOptions.score_threshold,
+        background_ratios: tuple[float, float, float] = ACSLOptions.background_ratios,
+    ) -> None:
+        """
+        Args:
+            frequency_groups: (K,) int64: 0 rare, 1 common, 2 frequent.
+            score_threshold, background_ratios: as of :func:`adaptive_class_suppression_loss`.
+        """
+        super().__init__()
+        self.options(score_threshold=score_threshold, background_ratios=background_ratios)
+        self._score_threshold = score_threshold
+        self._background_ratios = background_ratios
+        self.hold(frequency_groups=frequency_groups)
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        groups = ["rcf".index(group) for group in training.known.groups]
+        return {"frequency_groups": torch.tensor(groups)}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return adaptive_class_suppression_loss(
+            logits,
+            gt_classes,
+            self.frequency_groups,
+            score_threshold=self._score_threshold,
+            background_ratios=self._background_ratios,
+            reduction="none",
+        )

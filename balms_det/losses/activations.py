@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from balms_det.losses import group_log_sums
 from balms_det.runtime.errors import InputError
 
 
@@ -36,6 +35,13 @@ class Activation:
     def initial_bias(self, num_classes: int, prior_prob: float) -> Tensor:
         """(num_logits,) bias of the classifier before training."""
         raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        # By value: models are copied and pickled, and their activations with them.
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
 
 class Softmax(Activation):
@@ -129,12 +135,39 @@ class Gumbel(Activation):
         return torch.full((num_classes,), -math.log(-math.log(prior_prob)))
 
 
+def group_log_sums(classes: Tensor, others: Tensor, class_groups: Tensor) -> Tensor:
+    """The logarithm of the softmax's denominator of each group and row.
+
+    Args:
+        classes: (R, K) logits.
+        others: (R, G) logits of the groups' "others".
+        class_groups: (K,) in [0, G).
+
+    Returns:
+        (R, G).
+    """
+    return torch.stack(
+        [
+            torch.cat(
+                [classes.masked_fill(class_groups != group, -torch.inf), others[:, group, None]],
+                dim=1,
+            ).logsumexp(dim=1)
+            for group in range(others.shape[1])
+        ],
+        dim=1,
+    )
+
+
 class GroupSoftmax(Activation, nn.Module):
     """Objects against background, and within each group of classes one of them, or another.
 
-    The logits are those of :func:`balms_det.losses.group_softmax_loss`. Which classes share a
+    The logits are those of :func:`~balms_det.losses.bags.group_softmax_loss`. Which classes share a
     softmax is saved with the model: its logits mean nothing without.
     """
+
+    # Tensors decide: only the same object is equal.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     class_groups: Tensor
 

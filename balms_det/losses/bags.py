@@ -1,12 +1,18 @@
 """Balanced Group Softmax (arXiv:2006.10408)."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import Activation, GroupSoftmax, group_log_sums
 from balms_det.losses.elements import Reduction, at_least_float32, ranks_within, reduce_losses
+from balms_det.losses.loss import Loss, State, TrainingClasses
+from balms_det.options import AT_LEAST_0, Options, Range, option
 
 
 def instance_count_groups(
@@ -73,24 +79,71 @@ def group_softmax_loss(
     return reduce_losses(rows + (share * group_losses).sum(1), reduction)
 
 
-def group_log_sums(classes: Tensor, others: Tensor, class_groups: Tensor) -> Tensor:
-    """The logarithm of the softmax's denominator of each group and row.
+@dataclass(frozen=True)
+class BAGSOptions(Options):
+    """Options of :class:`BAGS`."""
 
-    Args:
-        classes: (R, K) logits.
-        others: (R, G) logits of the groups' "others".
-        class_groups: (K,) in [0, G).
-
-    Returns:
-        (R, G).
-    """
-    return torch.stack(
-        [
-            torch.cat(
-                [classes.masked_fill(class_groups != group, -torch.inf), others[:, group, None]],
-                dim=1,
-            ).logsumexp(dim=1)
-            for group in range(others.shape[1])
-        ],
-        dim=1,
+    boundaries: tuple[int, ...] = option(
+        "BAGS.BOUNDARIES",
+        (10, 100, 1000),
+        "Least counts of every group of classes but the first, ascending.",
+        allowed=Range(
+            lambda limits: all(a < b for a, b in itertools.pairwise((0, *limits))),
+            "ascending counts, more than 0",
+        ),
+        source="arXiv:2006.10408",
     )
+    beta: float = option(
+        "BAGS.BETA",
+        8.0,
+        "Number of RoIs outside a group that train it, for each RoI inside.",
+        allowed=AT_LEAST_0,
+        source="arXiv:2006.10408",
+    )
+
+
+class BAGS(Loss):
+    """:func:`group_softmax_loss` with the groups of a training set.
+
+    The groups belong to the activation, which a checkpoint keeps: with those of a checkpoint the
+    loss trains as inference predicts.
+    """
+
+    name = "bags"
+    options = BAGSOptions
+    needs_stats = True
+
+    def __init__(
+        self,
+        counts: Tensor,
+        *,
+        boundaries: Sequence[int] = BAGSOptions.boundaries,
+        beta: float = BAGSOptions.beta,
+    ) -> None:
+        """
+        Args:
+            counts: (K,) training counts; the authors count instances.
+            boundaries: as of :func:`instance_count_groups`.
+            beta: as of :func:`group_softmax_loss`.
+        """
+        self.options(boundaries=tuple(boundaries), beta=beta)
+        groups = instance_count_groups(counts, boundaries)
+        super().__init__(GroupSoftmax(groups, len(boundaries) + 1))
+        self._beta = beta
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"counts": training.counts}
+
+    @classmethod
+    def activation_of(cls, options: Options, num_classes: int) -> Activation:
+        assert isinstance(options, BAGSOptions)
+        unknown = torch.full((num_classes,), -1)
+        return GroupSoftmax(unknown, len(options.boundaries) + 1)
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        activation = self.activation
+        assert isinstance(activation, GroupSoftmax)
+        return group_softmax_loss(
+            logits, gt_classes, activation.class_groups, beta=self._beta, reduction="none"
+        )

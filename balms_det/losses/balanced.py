@@ -1,14 +1,18 @@
 """Balanced Softmax and Balanced Sigmoid (arXiv:2007.10740 and its slides)."""
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID, SOFTMAX
 from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.losses.plain import sigmoid_loss, softmax_loss
+from balms_det.options import AT_LEAST_0, Choices, Options, option
 
 
 def balanced_softmax_loss(
@@ -131,3 +135,110 @@ def balanced_sigmoid_loss(
         is_foreground = gt_classes < logits.shape[1]
         margins = margins * is_foreground[:, None]
     return sigmoid_loss(logits - margins, gt_classes, reduction=reduction)
+
+
+@dataclass(frozen=True)
+class BalancedSoftmaxOptions(Options):
+    """Options of :class:`BalancedSoftmax`."""
+
+    tau: float = option(
+        "MARGIN.TAU",
+        1.0,
+        "Factor on the margin: 0 turns it off, 1 is the paper's.",
+        allowed=AT_LEAST_0,
+        source="arXiv:2007.10740",
+    )
+
+
+@dataclass(frozen=True)
+class BalancedSigmoidOptions(BalancedSoftmaxOptions):
+    """Options of :class:`BalancedSigmoid`."""
+
+    constant: Literal["keep", "drop"] = option(
+        "MARGIN.CONSTANT",
+        "keep",
+        '"keep" is the formula of the slides; "drop" leaves out its constant -log(k - 1), as the '
+        "release does.",
+        allowed=Choices(("keep", "drop")),
+        source="slides",
+    )
+    rows: Literal["foreground", "all"] = option(
+        "MARGIN.ROWS",
+        "foreground",
+        'RoIs whose logits the margin shifts: "foreground" (release) or "all" (slides). Balanced '
+        "Sigmoid only: a softmax couples the classes of a row, so its shift is on every row.",
+        allowed=Choices(("foreground", "all")),
+        source="release",
+    )
+
+
+class BalancedSoftmax(Loss):
+    """:func:`shifted_softmax_loss` with the shifts of a training set."""
+
+    name = "balanced_softmax"
+    options = BalancedSoftmaxOptions
+    link = SOFTMAX
+    needs_stats = True
+    has_margin = True
+
+    shifts: Tensor
+
+    def __init__(self, counts: Tensor, *, tau: float = BalancedSoftmaxOptions.tau) -> None:
+        """
+        Args:
+            counts: (K,) training counts.
+            tau: factor on the shifts, 0 or more.
+        """
+        super().__init__()
+        self.options(tau=tau)
+        self.hold(shifts=tau * balanced_softmax_shifts(counts))
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"counts": training.counts}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return shifted_softmax_loss(logits, gt_classes, self.shifts, reduction="none")
+
+
+class BalancedSigmoid(Loss):
+    """:func:`balanced_sigmoid_loss` with the margins of a training set."""
+
+    name = "balanced_sigmoid"
+    options = BalancedSigmoidOptions
+    link = SIGMOID
+    needs_stats = True
+    has_margin = True
+
+    margins: Tensor
+
+    def __init__(
+        self,
+        counts: Tensor,
+        *,
+        total: int | None = None,
+        tau: float = BalancedSigmoidOptions.tau,
+        constant: Literal["keep", "drop"] = BalancedSigmoidOptions.constant,
+        rows: Literal["foreground", "all"] = BalancedSigmoidOptions.rows,
+    ) -> None:
+        """
+        Args:
+            counts: (K,) training counts.
+            total: n; default the sum of the counts. With image counts, the annotated images.
+            tau: factor on the margins, 0 or more.
+            constant: as of :func:`balanced_sigmoid_margins`.
+            rows: as of :func:`balanced_sigmoid_loss`.
+        """
+        super().__init__()
+        self.options(tau=tau, constant=constant, rows=rows)
+        self._rows = rows
+        self.hold(margins=tau * balanced_sigmoid_margins(counts, total=total, constant=constant))
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"counts": training.counts, "total": training.total}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return balanced_sigmoid_loss(
+            logits, gt_classes, self.margins, rows=self._rows, reduction="none"
+        )

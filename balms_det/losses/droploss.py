@@ -4,8 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID
 from balms_det.losses.elements import Reduction, one_hot_targets, reduce_losses
+from balms_det.losses.loss import State
 from balms_det.losses.plain import sigmoid_loss
+from balms_det.losses.tail import TailLoss
 
 
 def drop_loss(
@@ -48,3 +51,13 @@ def dropped_by_drop_loss(
     kept = torch.where(num_foreground > 0, num_tail / num_foreground.clamp(min=1), 1)
     is_negative = one_hot_targets(gt_classes, elements) == 0
     return is_tail & is_negative & (is_foreground[:, None] | (draws >= kept))
+
+
+class DropLoss(TailLoss):
+    """:func:`drop_loss` with the tail classes of a training set."""
+
+    name = "droploss"
+    link = SIGMOID
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return drop_loss(logits, gt_classes, self.is_tail, reduction="none")

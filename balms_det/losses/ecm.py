@@ -1,10 +1,16 @@
 """Effective Class-Margin loss (arXiv:2301.09724)."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID_WITH_BACKGROUND
 from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.loss import Loss, State, TrainingClasses
+from balms_det.options import ABOVE_0, Options, option
 
 
 def effective_class_margin_shifts(
@@ -75,3 +81,54 @@ def effective_class_margin_loss(
         2 * logits + shifts.to(logits), targets, reduction="none"
     )
     return reduce_losses(element_weights.to(logits) * elements, reduction)
+
+
+@dataclass(frozen=True)
+class ECMOptions(Options):
+    """Options of :class:`ECM`."""
+
+    background_ratio: float = option(
+        "ECM.BACKGROUND_RATIO",
+        6.3313,
+        "Count of the background over the sum of the classes' counts.",
+        allowed=ABOVE_0,
+        source="authors' code of arXiv:2301.09724, measured on Mask R-CNN",
+    )
+
+
+class ECM(Loss):
+    """:func:`effective_class_margin_loss` with the counts of a training set."""
+
+    name = "ecm"
+    options = ECMOptions
+    link = SIGMOID_WITH_BACKGROUND
+    needs_stats = True
+
+    shifts: Tensor
+    element_weights: Tensor
+
+    def __init__(
+        self, counts: Tensor, *, background_ratio: float = ECMOptions.background_ratio
+    ) -> None:
+        """
+        Args:
+            counts: (K,) training counts; the authors count images.
+            background_ratio: as of :func:`effective_class_margin_shifts`.
+        """
+        super().__init__()
+        self.options(background_ratio=background_ratio)
+        self.hold(
+            shifts=effective_class_margin_shifts(counts, background_ratio=background_ratio),
+            element_weights=effective_class_margin_weights(
+                counts, background_ratio=background_ratio
+            ),
+        )
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"counts": training.counts}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return effective_class_margin_loss(
+            logits, gt_classes, self.shifts, self.element_weights, reduction="none"
+        )

@@ -1,5 +1,6 @@
 """Shapes, dtypes and reduction that all losses share."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def accumulated(state: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
+def accumulated(state: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The next running state of a loss that adds up what it has seen."""
     return {name: state[name] + sums[name] for name in state}
 

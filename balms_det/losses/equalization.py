@@ -1,13 +1,25 @@
 """Equalization Loss on a sigmoid, on a softmax, and version 2 (arXiv:2003.05176, 2012.08548)."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.activations import SIGMOID, SIGMOID_WITH_BACKGROUND, SOFTMAX
+from balms_det.losses.elements import (
+    Reduction,
+    accumulated,
+    at_least_float32,
+    one_hot_targets,
+    reduce_losses,
+)
+from balms_det.losses.loss import Loss, RunningState, State, TrainingClasses
 from balms_det.losses.plain import softmax_loss
+from balms_det.losses.tail import TailLoss, TailOptions
+from balms_det.options import ABOVE_0, AT_LEAST_0, FRACTION, Options, option
 
 
 def equalization_loss(
@@ -140,3 +152,140 @@ def _eqlv2_weights(
     neg_weights = F.pad((gamma * (ratios - mu)).sigmoid(), (0, 1), value=1).to(targets)
     pos_weights = 1 + alpha * (1 - neg_weights)
     return pos_weights * targets + neg_weights * (1 - targets)
+
+
+class Equalization(TailLoss):
+    """:func:`equalization_loss` with the tail classes of a training set."""
+
+    name = "eql"
+    link = SIGMOID
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return equalization_loss(logits, gt_classes, self.is_tail, reduction="none")
+
+
+@dataclass(frozen=True)
+class SoftmaxEqualizationOptions(TailOptions):
+    """Options of :class:`SoftmaxEqualization`."""
+
+    gamma: float = option(
+        "EQL.GAMMA",
+        0.95,
+        "Probability that a tail class is spared another class's example (softmax form).",
+        allowed=FRACTION,
+        source="arXiv:2003.05176, on CIFAR-100-LT",
+    )
+
+
+class SoftmaxEqualization(TailLoss):
+    """:func:`softmax_equalization_loss` with the tail classes of a training set."""
+
+    name = "softmax_eql"
+    options = SoftmaxEqualizationOptions
+    link = SOFTMAX
+
+    def __init__(
+        self,
+        image_freq: Tensor,
+        *,
+        tail_threshold: float = TailOptions.tail_threshold,
+        gamma: float = SoftmaxEqualizationOptions.gamma,
+    ) -> None:
+        """
+        Args:
+            image_freq, tail_threshold: as of :class:`TailLoss`.
+            gamma: as of :func:`softmax_equalization_loss`.
+        """
+        super().__init__(image_freq, tail_threshold=tail_threshold)
+        self.options(gamma=gamma)
+        self._gamma = gamma
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return softmax_equalization_loss(
+            logits, gt_classes, self.is_tail, gamma=self._gamma, reduction="none"
+        )
+
+
+@dataclass(frozen=True)
+class EQLv2Options(Options):
+    """Options of :class:`EQLv2`."""
+
+    gamma: float = option(
+        "EQLV2.GAMMA",
+        12.0,
+        "Steepness of the sigmoid that weighs negatives by the ratio of gradients.",
+        allowed=ABOVE_0,
+        source="arXiv:2012.08548",
+    )
+    mu: float = option(
+        "EQLV2.MU",
+        0.8,
+        "Ratio of gradients at which the weight of negatives is one half.",
+        allowed=ABOVE_0,
+        source="arXiv:2012.08548",
+    )
+    alpha: float = option(
+        "EQLV2.ALPHA",
+        4.0,
+        "Strengthens positives.",
+        allowed=AT_LEAST_0,
+        source="arXiv:2012.08548",
+    )
+
+
+class EQLv2(Loss):
+    """:func:`eqlv2_loss` with the gradients that each class has received so far."""
+
+    name = "eqlv2"
+    options = EQLv2Options
+    link = SIGMOID_WITH_BACKGROUND
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        gamma: float = EQLv2Options.gamma,
+        mu: float = EQLv2Options.mu,
+        alpha: float = EQLv2Options.alpha,
+    ) -> None:
+        """
+        Args:
+            num_classes: K.
+            gamma, mu, alpha: as of :func:`eqlv2_loss`.
+        """
+        super().__init__()
+        self._options = self.options(gamma=gamma, mu=mu, alpha=alpha)
+        # Double precision: in single, the sums of a long training would swallow what is added.
+        zeros = torch.zeros(num_classes, dtype=torch.float64)
+        initial = {"pos_grads": zeros, "neg_grads": zeros.clone()}
+        self.state = RunningState(initial, self._observe, accumulated, "after")
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"num_classes": training.num_classes}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return eqlv2_loss(
+            logits,
+            gt_classes,
+            state["pos_grads"],
+            state["neg_grads"],
+            gamma=self._options.gamma,
+            mu=self._options.mu,
+            alpha=self._options.alpha,
+            reduction="none",
+        )
+
+    def _observe(
+        self, logits: Tensor, gt_classes: Tensor, state: State, weights: Tensor | None
+    ) -> dict[str, Tensor]:
+        return eqlv2_gradients(
+            logits,
+            gt_classes,
+            state["pos_grads"],
+            state["neg_grads"],
+            weights=weights,
+            gamma=self._options.gamma,
+            mu=self._options.mu,
+            alpha=self._options.alpha,
+        )

@@ -1,9 +1,14 @@
 """Focal loss (arXiv:1708.02002)."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID
 from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.loss import Loss, State
+from balms_det.options import AT_LEAST_0, FRACTION, Options, Range, option
 
 
 def focal_loss(
@@ -38,3 +43,50 @@ def focal_loss(
     if alpha >= 0:
         elements = elements * (alpha * targets + (1 - alpha) * (1 - targets))
     return reduce_losses(elements, reduction)
+
+
+@dataclass(frozen=True)
+class FocalOptions(Options):
+    """Options of :class:`Focal`."""
+
+    gamma: float = option(
+        "FOCAL.GAMMA",
+        2.0,
+        "Exponent of the focus on badly classified elements; 0 is no focus.",
+        allowed=AT_LEAST_0,
+        source="arXiv:1708.02002, section 5.1",
+    )
+    alpha: float = option(
+        "FOCAL.ALPHA",
+        0.25,
+        "Weight of positives against 1 - alpha of negatives; -1 leaves it out.",
+        allowed=Range(
+            lambda alpha: alpha == -1 or FRACTION.holds(alpha),
+            f"{FRACTION.allowed}, or -1 to leave it out",
+        ),
+        source="arXiv:1708.02002, section 5.1",
+    )
+
+
+class Focal(Loss):
+    """:func:`focal_loss` as an object."""
+
+    name = "focal"
+    options = FocalOptions
+    link = SIGMOID
+
+    def __init__(
+        self, *, gamma: float = FocalOptions.gamma, alpha: float = FocalOptions.alpha
+    ) -> None:
+        """
+        Args:
+            gamma, alpha: as of :func:`focal_loss`.
+        """
+        super().__init__()
+        self.options(gamma=gamma, alpha=alpha)
+        self._gamma, self._alpha = gamma, alpha
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return focal_loss(
+            logits, gt_classes, gamma=self._gamma, alpha=self._alpha, reduction="none"
+        )

@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from balms_det.losses.activations import GUMBEL
 from balms_det.losses.droploss import dropped_by_drop_loss
 from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.loss import State
+from balms_det.losses.tail import TailLoss
 
 GUMBEL_LOGIT_RANGE = (-4.0, 10.0)
 
@@ -38,3 +41,13 @@ def gumbel_optimised_loss(
     elements = torch.where(is_positive, minus_log_p, minus_log_not_p)
     dropped = dropped_by_drop_loss(elements, gt_classes, is_tail, draws)
     return reduce_losses(elements.masked_fill(dropped, 0), reduction)
+
+
+class GOL(TailLoss):
+    """:func:`gumbel_optimised_loss` with the tail classes of a training set."""
+
+    name = "gol"
+    link = GUMBEL
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return gumbel_optimised_loss(logits, gt_classes, self.is_tail, reduction="none")

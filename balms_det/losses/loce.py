@@ -1,11 +1,17 @@
 """Equilibrium loss of LOCE (arXiv:2108.07507)."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SOFTMAX
 from balms_det.losses.balanced import shifted_softmax_loss
 from balms_det.losses.elements import Reduction, at_least_float32
+from balms_det.losses.loss import Loss, RunningState, State, TrainingClasses
+from balms_det.options import ABOVE_0, FRACTION, Options, option
 
 
 def equilibrium_loss(
@@ -48,9 +54,7 @@ def equilibrium_observe(
     return {"score_sums": sums[0, :-1], "num_rows": sums[1, :-1]}
 
 
-def equilibrium_advance(
-    state: dict[str, Tensor], sums: dict[str, Tensor], *, momentum: float = 0.9
-) -> dict[str, Tensor]:
+def equilibrium_advance(state: State, sums: State, *, momentum: float = 0.9) -> dict[str, Tensor]:
     """Move the mean score of each class in the batch towards its mean there.
 
         s_j <- a s_j + (1 - a) mean of the scores of class j
@@ -68,3 +72,71 @@ def equilibrium_advance(
     batch_means = sums["score_sums"] / num_rows.clamp(min=1)
     moved = momentum * mean_scores + (1 - momentum) * batch_means
     return {"mean_scores": torch.where(num_rows > 0, moved, mean_scores)}
+
+
+@dataclass(frozen=True)
+class LOCEOptions(Options):
+    """Options of :class:`LOCE`."""
+
+    momentum: float = option(
+        "LOCE.MOMENTUM",
+        0.9,
+        "alpha of the running mean scores.",
+        allowed=FRACTION,
+        source="authors' code of arXiv:2108.07507",
+    )
+    background_score: float = option(
+        "LOCE.BACKGROUND_SCORE",
+        0.01,
+        "The background's mean score, a constant.",
+        allowed=ABOVE_0,
+        source="authors' code of arXiv:2108.07507",
+    )
+
+
+class LOCE(Loss):
+    """:func:`equilibrium_loss` with the running mean score of each class."""
+
+    name = "loce"
+    options = LOCEOptions
+    link = SOFTMAX
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        momentum: float = LOCEOptions.momentum,
+        background_score: float = LOCEOptions.background_score,
+    ) -> None:
+        """
+        Args:
+            num_classes: K.
+            momentum: as of :func:`equilibrium_advance`.
+            background_score: as of :func:`equilibrium_loss`.
+        """
+        super().__init__()
+        self.options(momentum=momentum, background_score=background_score)
+        self._momentum, self._background_score = momentum, background_score
+        initial = {"mean_scores": torch.full((num_classes,), 0.01, dtype=torch.float64)}
+        self.state = RunningState(initial, self._observe, self._advance, "before")
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"num_classes": training.num_classes}
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return equilibrium_loss(
+            logits,
+            gt_classes,
+            state["mean_scores"],
+            background_score=self._background_score,
+            reduction="none",
+        )
+
+    def _observe(
+        self, logits: Tensor, gt_classes: Tensor, state: State, weights: Tensor | None
+    ) -> dict[str, Tensor]:
+        return equilibrium_observe(logits, gt_classes, state["mean_scores"])
+
+    def _advance(self, state: State, sums: State) -> dict[str, Tensor]:
+        return equilibrium_advance(state, sums, momentum=self._momentum)

@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from balms_det.losses.activations import SIGMOID, SOFTMAX, Activation
 from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.loss import Loss, State
 
 
 def softmax_loss(
@@ -36,3 +38,28 @@ def sigmoid_loss(
     return reduce_losses(
         F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), reduction
     )
+
+
+class Softmax(Loss):
+    """:func:`softmax_loss` as an object."""
+
+    name = "softmax"
+    link = SOFTMAX
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return softmax_loss(logits, gt_classes, reduction="none")
+
+
+class Sigmoid(Loss):
+    """:func:`sigmoid_loss` as an object."""
+
+    name = "sigmoid"
+    link = SIGMOID
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return sigmoid_loss(logits, gt_classes, reduction="none")
+
+
+# The loss of the raw logits, without margins and weights, for each link that has one. A deferred
+# margin trains with it before it begins; the Meta Sampler and Reweighter use it on a meta batch.
+PLAIN_LOSSES: dict[Activation, Loss] = {SOFTMAX: Softmax(), SIGMOID: Sigmoid()}

@@ -1,12 +1,18 @@
 """Seesaw loss (arXiv:2008.10032)."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.activations import SOFTMAX, SOFTMAX_WITH_OBJECTNESS, Activation
+from balms_det.losses.elements import Reduction, accumulated, at_least_float32, reduce_losses
+from balms_det.losses.loss import Loss, RunningState, State, TrainingClasses
 from balms_det.losses.plain import softmax_loss
+from balms_det.options import AT_LEAST_0, Options, Range, option
 
 
 def seesaw_loss(
@@ -64,3 +70,89 @@ def seesaw_samples(logits: Tensor, gt_classes: Tensor, class_samples: Tensor) ->
     samples = class_samples.new_zeros(len(class_samples) + 1)
     samples.index_add_(0, gt_classes, samples.new_ones(len(gt_classes)))
     return {"class_samples": samples[:-1]}
+
+
+@dataclass(frozen=True)
+class SeesawOptions(Options):
+    """Options of :class:`Seesaw`."""
+
+    p: float = option(
+        "SEESAW.P",
+        0.8,
+        "Exponent of the mitigation factor; 0 turns it off.",
+        allowed=AT_LEAST_0,
+        source="authors' code of arXiv:2008.10032",
+    )
+    q: float = option(
+        "SEESAW.Q",
+        2.0,
+        "Exponent of the compensation factor; 0 turns it off.",
+        allowed=AT_LEAST_0,
+        source="authors' code of arXiv:2008.10032",
+    )
+    eps: float = option(
+        "SEESAW.EPS",
+        0.01,
+        "Least probability of the true class that the compensation divides by.",
+        allowed=Range(lambda eps: 0 < eps <= 1, "more than 0, at most 1"),
+        source="authors' code of arXiv:2008.10032",
+    )
+    objectness: bool = option(
+        "SEESAW.OBJECTNESS",
+        True,
+        "Two logits of their own tell objects from background, instead of one more class.",
+        source="authors' code of arXiv:2008.10032",
+    )
+
+
+class Seesaw(Loss):
+    """:func:`seesaw_loss` with the samples that each class has had so far."""
+
+    name = "seesaw"
+    options = SeesawOptions
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        p: float = SeesawOptions.p,
+        q: float = SeesawOptions.q,
+        eps: float = SeesawOptions.eps,
+        objectness: bool = SeesawOptions.objectness,
+    ) -> None:
+        """
+        Args:
+            num_classes: K.
+            p, q, eps, objectness: as of :func:`seesaw_loss`.
+        """
+        options = self.options(p=p, q=q, eps=eps, objectness=objectness)
+        super().__init__(self.activation_of(options, num_classes))
+        self._options = options
+        initial = {"class_samples": torch.zeros(num_classes, dtype=torch.int64)}
+        self.state = RunningState(initial, self._observe, accumulated, "before")
+
+    @classmethod
+    def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
+        return {"num_classes": training.num_classes}
+
+    @classmethod
+    def activation_of(cls, options: Options, num_classes: int) -> Activation:
+        assert isinstance(options, SeesawOptions)
+        return SOFTMAX_WITH_OBJECTNESS if options.objectness else SOFTMAX
+
+    def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        return seesaw_loss(
+            logits,
+            gt_classes,
+            state["class_samples"],
+            p=self._options.p,
+            q=self._options.q,
+            eps=self._options.eps,
+            objectness=self._options.objectness,
+            reduction="none",
+        )
+
+    def _observe(
+        self, logits: Tensor, gt_classes: Tensor, state: State, weights: Tensor | None
+    ) -> dict[str, Tensor]:
+        return seesaw_samples(logits, gt_classes, state["class_samples"])

@@ -1,10 +1,75 @@
 """Factors on the loss: of rows by their class, and of classes by a draw."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from balms_det.bilevel import reweighter_weights
+from balms_det.losses.loss import TrainingClasses
+from balms_det.options import AT_LEAST_0, AT_LEAST_1, Choices, Options, Range, option
+
+Iteration = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class ClassWeightsOptions(Options):
+    """Factor on the loss of each RoI by its class, on top of any loss.
+
+    The background's factor is 1 and the foreground classes' factors have a mean of 1.
+    """
+
+    name: str = option(
+        "CLASS_WEIGHTS.NAME",
+        "none",
+        '"none"; "inverse": 1 / n_j (class-balanced weighting); "effective_number": '
+        '(1 - beta) / (1 - beta^n_j) (Class-Balanced loss, arXiv:1901.05555); "learned": the Meta '
+        "Reweighter (arXiv:2007.10740), whose factors have a mean of 1 over the foreground RoIs of "
+        "a batch and which SOLVER.META configures.",
+        allowed=Choices(("none", "inverse", "effective_number", "learned")),
+    )
+    beta: float = option(
+        "CLASS_WEIGHTS.BETA",
+        0.999,
+        "beta of the effective number.",
+        allowed=Range(lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
+        source="arXiv:1901.05555, large-scale data sets",
+    )
+    start_iter: int = option(
+        "CLASS_WEIGHTS.START_ITER",
+        0,
+        "Iteration from which the factors apply (deferred re-weighting).",
+        allowed=AT_LEAST_0,
+        source="arXiv:1906.07413",
+    )
+
+
+@dataclass(frozen=True)
+class FederatedOptions(Options):
+    """Federated loss (arXiv:2103.07461): some classes of each batch count.
+
+    They are the batch's own and others drawn in proportion to image_count^FREQ_POWER. It goes with
+    losses that treat every class by itself.
+    """
+
+    enabled: bool = option("FEDERATED.ENABLED", False, "Whether only some classes count.")
+    num_classes: int = option(
+        "FEDERATED.NUM_CLASSES",
+        50,
+        "Classes that count in the batch of a GPU.",
+        allowed=AT_LEAST_1,
+        source="Detectron2 and the authors",
+    )
+    freq_power: float = option(
+        "FEDERATED.FREQ_POWER",
+        0.5,
+        "Exponent of the image counts in the draw.",
+        allowed=AT_LEAST_0,
+        source="Detectron2 and the authors",
+    )
 
 
 def inverse_frequency_weights(class_counts: Tensor) -> Tensor:
@@ -68,3 +133,98 @@ def federated_classes(gt_classes: Tensor, rates: Tensor, num_sampled: int) -> Te
     fastest = speed.topk(min(num_sampled, num_classes + 1))
     drawn = torch.zeros_like(in_batch).scatter_(0, fastest.indices, fastest.values > 0)
     return (in_batch | drawn)[:num_classes]
+
+
+class ClassWeights(nn.Module):
+    """A factor on the loss of every row, by the row's class; the background's is one."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, start_iter: int, iteration: Iteration | None) -> None:
+        """
+        Args:
+            weights: (K,) factors of the foreground classes.
+            start_iter: training iteration from which they apply; before it, every factor is one
+                (deferred re-weighting, arXiv:1906.07413).
+            iteration: that training has come to; None where `start_iter` is 0.
+        """
+        super().__init__()
+        weights = F.pad(weights, (0, 1), value=1).to(torch.get_default_dtype())
+        self.register_buffer("weights", weights, persistent=False)
+        self._start_iter = start_iter
+        self._iteration = iteration
+
+    def forward(self, gt_classes: Tensor) -> Tensor | None:
+        """(R,) factors, or None before they apply."""
+        begun = has_begun(self._start_iter, self._iteration)
+        return self.weights[gt_classes] if begun else None
+
+
+class LearnedClassWeights(nn.Module):
+    """The Meta Reweighter: a factor on every row by its class's learned rate.
+
+    The trainer learns the rates, from 1/2 on, and saves them; inference does not need them.
+    """
+
+    rate_logits: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("rate_logits", torch.zeros(num_classes), persistent=False)
+
+    def forward(self, gt_classes: Tensor) -> Tensor:
+        """(R,) factors."""
+        return reweighter_weights(gt_classes, self.rate_logits)
+
+
+class FederatedClasses(nn.Module):
+    """The classes that count in a batch: its own, and others drawn by their frequency."""
+
+    rates: Tensor
+
+    def __init__(self, rates: Tensor, num_sampled: int) -> None:
+        """
+        Args:
+            rates: (K,) non-negative; proportional to the chance of being drawn.
+            num_sampled: classes that count, if the batch does not hold more.
+        """
+        super().__init__()
+        self.register_buffer("rates", rates.float(), persistent=False)
+        self._num_sampled = num_sampled
+
+    def forward(self, gt_classes: Tensor) -> Tensor:
+        """(K,) mask."""
+        return federated_classes(gt_classes, self.rates, self._num_sampled)
+
+
+def has_begun(start_iter: int, iteration: Iteration | None) -> bool:
+    """Return whether training has come to an iteration."""
+    if start_iter == 0:
+        return True
+    assert iteration is not None, "a deferred part needs the trainer's iteration"
+    return iteration() >= start_iter
+
+
+def build_class_weights(
+    training: TrainingClasses, options: ClassWeightsOptions, iteration: Iteration | None
+) -> ClassWeights | LearnedClassWeights | None:
+    """Return the factors that `options` describe, or None for equal ones."""
+    if options.name == "none":
+        return None
+    if options.name == "learned":
+        return LearnedClassWeights(training.num_classes)
+    if options.name == "inverse":
+        weights = inverse_frequency_weights(training.counts)
+    else:
+        weights = effective_number_weights(training.counts, beta=options.beta)
+    return ClassWeights(weights, options.start_iter, iteration)
+
+
+def build_federated(
+    training: TrainingClasses, options: FederatedOptions
+) -> FederatedClasses | None:
+    """Return the draw of classes that `options` describe, or None for all classes."""
+    if not options.enabled:
+        return None
+    rates = torch.tensor(training.known.image_counts).double() ** options.freq_power
+    return FederatedClasses(rates, options.num_classes)

@@ -13,7 +13,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from balms_det.annotations.class_stats import ClassStats
-from balms_det.calibration import Calibration, build_calibration, tau_normalized_logits
+from balms_det.calibration import (
+    Calibration,
+    CalibrationOptions,
+    build_calibration,
+    tau_normalized_logits,
+)
 from balms_det.classifier import choose_classifier
 from balms_det.losses.criterion import Criterion, build_criterion
 from balms_det.modeling.inference import PredictedBoxes, select_detections
@@ -91,7 +96,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
         criterion = build_criterion(
             long_tail, cfg.MODEL.ROI_HEADS.NUM_CLASSES, stats, training_iteration
         )
-        posthoc = long_tail.POSTHOC
+        options = CalibrationOptions.from_node(long_tail)
         return {
             **super().from_config(cfg, input_shape),
             "criterion": criterion,
@@ -100,7 +105,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
             "calibration": build_calibration(
                 long_tail, stats, exclusive=criterion.activation.exclusive
             ),
-            "tau_norm": posthoc.STRENGTH if posthoc.NAME == "tau_norm" else 0.0,
+            "tau_norm": options.strength if options.name == "tau_norm" else 0.0,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | ClassDeltas]:
@@ -210,8 +215,8 @@ class LongTailPredictor(FastRCNNOutputLayers):
     ) -> tuple[Tensor, ...]:
         """Per image, (R_i, K + 1) probabilities, background last.
 
-        They are those of the raw logits, corrected as MODEL.LONG_TAIL.POSTHOC says; only inference
-        asks for them.
+        They are those of the raw logits, corrected as MODEL.LONG_TAIL.CALIBRATION says. Only
+        inference needs them.
         """
         logits, _ = predictions
         if self._tau_norm:

@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from balms_det.losses.criterion import METHODS
+from balms_det.losses.registry import LOSSES
 from balms_det.modeling import criterion_from_options
 from lab.benchmark.inputs import class_stats, seeded
 from lab.benchmark.measure import Comparison
@@ -52,7 +52,7 @@ def loss_step(device: str, *, classes: int = 1203, rois: int = 1024) -> Iterator
     with tempfile.TemporaryDirectory() as folder:
         stats_file = str(Path(folder) / "class_stats.json")
         class_stats(classes).save(stats_file)
-        for name in METHODS:
+        for name in LOSSES:
 
             def ours(name: str = name) -> Callable[[], tuple[Tensor, Tensor]]:
                 criterion = criterion_from_options(

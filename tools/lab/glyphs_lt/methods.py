@@ -152,8 +152,8 @@ def _posthoc(base: str, name: str, strength: float) -> Method:
         f"{METHODS[base].title} + {title} {strength:g}",
         METHODS[base].config,
         {
-            f"{LONG_TAIL}.POSTHOC.NAME": name,
-            f"{LONG_TAIL}.POSTHOC.STRENGTH": strength,
+            f"{LONG_TAIL}.CALIBRATION.NAME": name,
+            f"{LONG_TAIL}.CALIBRATION.STRENGTH": strength,
             f"{LONG_TAIL}.COUNT_BY": "images" if name == "norcal" else "instances",
         },
         stage="test",
