@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -11,3 +14,15 @@ def annotation_caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BALMS_DET_CACHE", str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+@pytest.fixture
+def run_python():
+    """Run code in a fresh interpreter, with arguments; it must succeed."""
+
+    def run(code, *arguments):
+        command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
