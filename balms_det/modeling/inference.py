@@ -132,7 +132,7 @@ def _selected(
         best, index = _best(flat_scores, min(chunk, len(flat_scores)))
         rows, classes = _rows_and_classes(index, scores)
         chunk_boxes = _clipped(boxes.at(rows, classes), image_shape).float()
-        # The one question to the device: a chunk is small, and what follows a loop of decisions.
+        # The one wait for the device: a chunk is small, and a loop of decisions follows.
         (finite, total), best_, index_, classes_, boxes_ = _to_host(
             torch.stack([is_finite, num_candidates]), best, index, classes, chunk_boxes
         )
@@ -140,23 +140,12 @@ def _selected(
             return None
         if total <= _FEW_CANDIDATES.get(scores.device.type, 0):
             index = (flat_scores > score_thresh).nonzero()[:, 0]
-            rows, classes = _rows_and_classes(index, scores)
-            few_boxes = _clipped(boxes.at(rows, classes), image_shape)
-            keep = batched_nms(few_boxes, flat_scores[index], classes, nms_thresh)
+            keep = _suppress_all(boxes, scores, index, image_shape, nms_thresh)
             return index[keep] if topk_per_image < 0 else index[keep[:topk_per_image]]
 
         order = np.lexsort((index_, -best_))[: int(total)]  # equal scores by their index
-
-        def exact_nms(
-            members: np.ndarray,
-            order: np.ndarray = order,
-            boxes: Tensor = chunk_boxes,
-            scores: Tensor = best,
-        ) -> np.ndarray:
-            which = _to_device(order[members], boxes.device)
-            return members[nms(boxes[which], scores[which], nms_thresh).cpu().numpy()]
-
-        keep = _class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact_nms)
+        exact = _ExactNMS(chunk_boxes, best, order, nms_thresh)
+        keep = _class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact)
         is_all = len(order) == total
         if not is_all:
             # Others that tie with the last may lie beyond the chunk.
@@ -165,6 +154,45 @@ def _selected(
             keep = order[keep] if topk_per_image < 0 else order[keep[:topk_per_image]]
             return index[_to_device(keep, index.device)]
         chunk *= _FIRST_CHUNK
+
+
+def _suppress_all(
+    boxes: PredictedBoxes,
+    scores: Tensor,
+    index: Tensor,
+    image_shape: tuple[int, int],
+    nms_thresh: float,
+) -> Tensor:
+    """Return the positions in `index` of the candidates that survive, the best first.
+
+    Few candidates of all classes are suppressed at once, as Detectron2 does.
+    """
+    rows, classes = _rows_and_classes(index, scores)
+    few_boxes = _clipped(boxes.at(rows, classes), image_shape)
+    return batched_nms(few_boxes, scores[rows, classes], classes, nms_thresh)
+
+
+@dataclass(frozen=True)
+class _ExactNMS:
+    """Suppression by torchvision among some members of a chunk of candidates.
+
+    Attributes:
+        boxes: (C, 4) of the chunk.
+        scores: (C,).
+        order: (N,) positions in the chunk, the best-scored first.
+        nms_thresh: as of :func:`select_detections`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    order: np.ndarray
+    nms_thresh: float
+
+    def __call__(self, members: np.ndarray) -> np.ndarray:
+        """Return the members, positions in `order`, that survive."""
+        which = _to_device(self.order[members], self.boxes.device)
+        kept = nms(self.boxes[which], self.scores[which], self.nms_thresh)
+        return members[kept.cpu().numpy()]
 
 
 def _rows_and_classes(index: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
