@@ -21,6 +21,7 @@ setup(
     # installed as a package of their own, so that `balms_det.config.config_file` finds them.
     packages=[*find_packages(include=["balms_det", "balms_det.*"]), "balms_det.configs"],
     package_dir={"balms_det.configs": "configs"},
+    entry_points={"console_scripts": ["balms-det = balms_det.commands.cli:main"]},
     package_data={
         "balms_det.configs": ["*.yaml", "**/*.yaml", "lazy/*.py"],
         "balms_det": ["py.typed"],

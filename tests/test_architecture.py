@@ -36,6 +36,8 @@ LEVEL = {
     "evaluation": 1,
     "classification": 1,
     "engine": 2,
+    "commands": 3,
+    "__main__": 4,
 }
 
 

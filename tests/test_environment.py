@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from balms_det.commands import install_detectron2
+
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
@@ -23,7 +25,6 @@ def load(name):
     return module
 
 
-install_detectron2 = load("install_detectron2")
 make_env = load("make_env")
 
 

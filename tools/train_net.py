@@ -1,63 +1,7 @@
-"""Train or evaluate: python tools/train_net.py --config-file configs/lvis_r50_balsig.yaml
+"""Train or evaluate a detector: `balms-det train`."""
 
-The command line is Detectron2's, plus --dataset NAME JSON IMAGE_ROOT for data of one's own.
-"""
-
-import argparse
-from collections.abc import Mapping
-from typing import Any
-
-from detectron2.engine import default_setup, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-
-from balms_det.engine import (
-    LongTailTrainer,
-    argument_parser,
-    build_checkpointer,
-    checkpoint_of_run,
-    load_config,
-    prepare_calibration,
-    prepare_class_stats,
-)
+from balms_det.commands.train import main
 from balms_det.runtime.command_line import run_tool
-from balms_det.runtime.processes import ends_spawned_process
-
-
-@ends_spawned_process
-def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    cfg = load_config(args)
-    if args.eval_only:
-        prepare_calibration(cfg, checkpoint_of_run(cfg, resume=args.resume), cfg.OUTPUT_DIR)
-    else:
-        prepare_class_stats(cfg)
-    cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="balms_det")
-
-    if args.eval_only:
-        model = LongTailTrainer.build_model(cfg)
-        build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = LongTailTrainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-
-    trainer = LongTailTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
-
 
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    run_tool(
-        lambda: launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    )
+    run_tool(main)

@@ -5,7 +5,6 @@ source of each: those of the losses (:mod:`balms_det.losses`), of the calibratio
 (:mod:`balms_det.calibration`) and of :mod:`balms_det.config.nodes`; docs/CONFIGURATION.md has all.
 """
 
-from pathlib import Path
 from typing import Any
 
 from balms_det.calibration import CalibrationOptions
@@ -20,7 +19,6 @@ from balms_det.losses.criterion import CriterionOptions
 from balms_det.losses.registry import all_options
 from balms_det.losses.weights import ClassWeightsOptions, FederatedOptions
 from balms_det.options import Options, add_keys, check_keys
-from balms_det.runtime.errors import InputError
 
 LOSS_NODE = "MODEL.LONG_TAIL.LOSS"
 
@@ -65,22 +63,3 @@ def check_options(cfg: Any) -> None:
     """
     for path, options in option_groups():
         check_keys(cfg, path, options)
-
-
-def config_file(name: str) -> str:
-    """Path of a shipped configuration file, e.g. "lvis_r50_balsig.yaml".
-
-    Works from a clone, an editable and a regular installation.
-
-    Raises:
-        InputError: there is no configuration of that name.
-    """
-    package = Path(__file__).resolve().parents[1]
-    folder = package / "configs"  # where setup.py installs them
-    if not folder.is_dir():
-        folder = package.parent / "configs"  # in a clone
-    path = folder / name
-    if not path.is_file():
-        known = ", ".join(sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml")))
-        raise InputError(f"there is no configuration {name!r}; choose one of: {known}")
-    return str(path)

@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from balms_det.calibration import CALIBRATIONS
-from balms_det.config import add_balms_config
+from balms_det.config import add_balms_config, find_config
 from balms_det.config.checks import merge_config
 from balms_det.data import check_num_classes, dataset_class_stats, register_dataset
 from balms_det.engine.checkpoint import class_stats_in
@@ -21,9 +21,10 @@ from balms_det.runtime.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's standard command line, and ``--dataset``."""
+def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Return Detectron2's standard command line with ``--dataset``."""
     parser = default_argument_parser()
+    parser.description = description
     add_dataset_argument(parser)
     return parser
 
@@ -54,9 +55,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_balms_config(cfg)
     if args.config_file:
-        if not os.path.isfile(args.config_file):
-            raise InputError(f"{args.config_file}: there is no such configuration file")
-        merge_config(cfg, lambda: cfg.merge_from_file(args.config_file), args.config_file)
+        path = find_config(args.config_file)
+        merge_config(cfg, lambda: cfg.merge_from_file(path), args.config_file)
     merge_config(cfg, lambda: cfg.merge_from_list(args.opts or []), "the command line")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -1,0 +1,1 @@
+"""The commands of `balms-det`, one module each; the scripts in tools/ are thin faces of them."""

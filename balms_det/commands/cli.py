@@ -1,0 +1,67 @@
+"""The command line `balms-det COMMAND ...`."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import balms_det
+from balms_det.options import closest
+from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
+
+# Each command's module in this directory is called like it; it is imported when it is chosen.
+COMMANDS = {
+    "train": "train or evaluate a detector",
+    "demo": "draw a model's predictions on images",
+    "stats": "count the classes of a data set and draw its long tail",
+    "check": "list every fault of a data set",
+    "calibrate": "sweep the strength of a test-time calibration over stored predictions",
+    "classify": "train and test a classifier on a long tail",
+    "make-glyphs": "generate a long-tailed data set; nothing is downloaded",
+    "keys": "explain the configuration keys",
+    "install-detectron2": "install Detectron2 where there is none",
+}
+
+
+def usage() -> str:
+    """Return the help of the command line, one line for each command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {meaning}" for name, meaning in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: balms-det COMMAND ...",
+            "",
+            *lines,
+            "",
+            "`balms-det COMMAND --help` explains a command, `balms-det --version` is the version.",
+        ]
+    )
+
+
+def command_named(name: str) -> Callable[[], Any]:
+    """Import a command and return its main function.
+
+    Raises:
+        InputError: there is no such command.
+    """
+    if name not in COMMANDS:
+        close = closest(name, COMMANDS)
+        remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        raise InputError(f"there is no command {name!r}; {remedy}")
+    module = importlib.import_module(f"balms_det.commands.{name.replace('-', '_')}")
+    main: Callable[[], Any] = module.main
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"balms_det {balms_det.__version__}")
+    else:
+        # The command reads these, and its help shows the name.
+        sys.argv = [f"balms-det {name}", *arguments]
+        run_tool(lambda: command_named(name)())

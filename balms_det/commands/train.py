@@ -1,0 +1,64 @@
+"""Train or evaluate a detector: --config-file configs/lvis_r50_balsig.yaml [KEY VALUE ...]
+
+The command line is Detectron2's, plus --dataset NAME JSON IMAGE_ROOT for data of one's own.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from balms_det.config import find_config
+from balms_det.engine import (
+    LongTailTrainer,
+    argument_parser,
+    build_checkpointer,
+    checkpoint_of_run,
+    load_config,
+    prepare_calibration,
+    prepare_class_stats,
+)
+from balms_det.runtime.processes import ends_spawned_process
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser(__doc__).parse_args(argv)
+    if args.config_file:
+        args.config_file = find_config(args.config_file)
+    launch(
+        train,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+@ends_spawned_process
+def train(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Train or evaluate in one of the processes that :func:`main` launches."""
+    cfg = load_config(args)
+    if args.eval_only:
+        prepare_calibration(cfg, checkpoint_of_run(cfg, resume=args.resume), cfg.OUTPUT_DIR)
+    else:
+        prepare_class_stats(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="balms_det")
+
+    if args.eval_only:
+        model = LongTailTrainer.build_model(cfg)
+        build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = LongTailTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = LongTailTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
