@@ -21,7 +21,7 @@ from balms_det.calibration import (
     tau_normalized_logits,
 )
 from balms_det.config import config_file
-from balms_det.engine import load_config, prepare_calibration
+from balms_det.engine import inference_class_stats, load_config
 from balms_det.losses import balanced_softmax_shifts
 from balms_det.losses.registry import LOSSES
 from balms_det.modeling import LongTailPredictor
@@ -198,10 +198,10 @@ def test_tau_normalisation_leaves_a_row_of_zeros():
 # The predictor
 
 
-def class_stats():
+def class_stats(counts=COUNTS):
     return ClassStats(
-        image_counts=COUNTS.numpy(),
-        instance_counts=COUNTS.numpy(),
+        image_counts=np.asarray(counts),
+        instance_counts=np.asarray(counts),
         num_images=5000,
         num_annotated_images=5000,
         category_ids=tuple(range(1, K + 1)),
@@ -323,20 +323,19 @@ def test_statistics_come_from_the_checkpoint_when_a_model_calibrates(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": {}, "class_stats": class_stats().to_dict()}, path)
     cfg = config(*posthoc("norcal", 0.5))
-    prepare_calibration(cfg, str(path), tmp_path / "output")
-    stats = ClassStats.load(cfg.MODEL.LONG_TAIL.STATS_FILE)
+    stats = inference_class_stats(cfg, str(path))
     assert stats.instance_counts.tolist() == COUNTS.tolist()
-    for opts in ([], posthoc("tau_norm", 0.5)):
-        uncounted = config(*opts)
-        prepare_calibration(uncounted, str(path), tmp_path / "output")
-        assert uncounted.MODEL.LONG_TAIL.STATS_FILE == ""
-    given = config(*posthoc("norcal", 0.5), "MODEL.LONG_TAIL.STATS_FILE", "mine.json")
-    prepare_calibration(given, str(path), tmp_path / "output")
-    assert given.MODEL.LONG_TAIL.STATS_FILE == "mine.json"
+    class_stats((9,) * K).save(tmp_path / "mine.json")
+    given = config(
+        *posthoc("norcal", 0.5), "MODEL.LONG_TAIL.STATS_FILE", str(tmp_path / "mine.json")
+    )
+    assert inference_class_stats(given, str(path)).instance_counts.tolist() == [9] * K
 
 
 def test_checkpoint_without_statistics_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": {}}, path)
     with pytest.raises(InputError, match="model.pth.*STATS_FILE"):
-        prepare_calibration(config(*posthoc("norcal", 0.5)), str(path), tmp_path)
+        inference_class_stats(config(*posthoc("norcal", 0.5)), str(path))
+    for opts in ([], posthoc("tau_norm", 0.5)):
+        assert inference_class_stats(config(*opts), str(path)) is None

@@ -72,7 +72,7 @@ def run(output, *opts, resume=False):
     trainer = LongTailTrainer(cfg)
     trainer.resume_or_load(resume=resume)
     snapshots = Snapshots()
-    trainer.register_hooks([snapshots])
+    trainer.loop.register_hooks([snapshots])
     trainer.train()
     return snapshots.states
 

@@ -14,7 +14,7 @@ from balms_det.calibration import CALIBRATIONS
 from balms_det.classifier import CLASSIFIERS
 from balms_det.config import config_file
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS, register_dataset
-from balms_det.engine import LongTailTrainer, load_config, prepare_class_stats, validate_config
+from balms_det.engine import LongTailTrainer, build_long_tail_model, load_config, validate_config
 from balms_det.losses.registry import LOSSES
 from balms_det.synthetic import GlyphOptions, generate
 
@@ -57,7 +57,6 @@ DATA = [
 def train_and_evaluate(cfg, output):
     """What tools/train_net.py does; returns the trainer, having checked losses and results."""
     cfg.OUTPUT_DIR = str(output)
-    prepare_class_stats(cfg)
     cfg.freeze()
     torch.manual_seed(0)
     trainer = LongTailTrainer(cfg)
@@ -86,7 +85,7 @@ def first_stage(glyphs, tmp_path_factory):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss(glyphs, tmp_path, name):
     trainer = train_and_evaluate(small(f"{LOSS}.NAME", name), tmp_path)
-    untrained = LongTailTrainer.build_model(trainer.cfg).roi_heads.box_predictor.cls_score
+    untrained = build_long_tail_model(trainer.cfg, None).roi_heads.box_predictor.cls_score
     assert not torch.equal(trainer.model.roi_heads.box_predictor.cls_score.bias, untrained.bias)
 
 

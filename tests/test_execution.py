@@ -12,7 +12,7 @@ from tiny_model import batch, tiny_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from balms_det.engine import LongTailTrainer
+from balms_det.engine import build_long_tail_model
 from balms_det.modeling import prepared_for_inference
 from balms_det.modeling.fast import execution
 from balms_det.modeling.fast.execution import fold_norms, speed_up_training, use_matrix_products
@@ -265,7 +265,7 @@ def test_mixed_precision_trains_as_before(monkeypatch):
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_trainer_trains_fast_where_asked_to(fast):
     cfg = tiny_cfg("MODEL.LONG_TAIL.FAST_TRAINING", fast)
-    layers = [m for m in LongTailTrainer.build_model(cfg).modules() if isinstance(m, ROIAlign)]
+    layers = [m for m in build_long_tail_model(cfg, None).modules() if isinstance(m, ROIAlign)]
     assert all((type(layer) is FastGradientROIAlign) == fast for layer in layers)
 
 

@@ -13,10 +13,16 @@ from detectron2.utils.events import EventStorage
 from tiny_model import batch, tiny_cfg
 from training import SeedEveryStep, assert_equal, meta_of
 
-from balms_det.data import load_train_dataset, register_dataset
+from balms_det.data import (
+    LongTailDatasetMapper,
+    build_train_loader,
+    load_train_dataset,
+    register_dataset,
+)
 from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.engine import feature_cache as fc
+from balms_det.engine.feature_cache import extraction
 from balms_det.engine.meta import Recorder
 from balms_det.modeling import sampled_roi_features, train_on_features
 from balms_det.runtime.errors import InputError
@@ -141,7 +147,7 @@ def test_the_cache_holds_all_that_training_samples_from(
     cache = extract(cfg, first_stage[1])
     dataset = load_train_dataset(cfg)
     model = frozen_model(cfg, first_stage[1])
-    images = list(fc._Slots(dataset, fc.LongTailDatasetMapper(cfg, True), range(NUM_IMAGES)))
+    images = list(extraction._Slots(dataset, LongTailDatasetMapper(cfg, True), range(NUM_IMAGES)))
     for start in range(0, NUM_IMAGES, 2):
         with EventStorage():
             per_image = sampled_roi_features(model, images[start : start + 2], at_most=10_000)
@@ -197,7 +203,7 @@ def test_random_numbers_are_left_as_they_were(cfg, first_stage):
 def test_an_extraction_cut_short_goes_on_and_ends_the_same(
     folder, first_stage, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fc, "_BATCHES_PER_FLUSH", 1)
+    monkeypatch.setattr(extraction, "_BATCHES_PER_FLUSH", 1)
     whole = extract(second_stage_cfg(first_stage, tmp_path / "whole"), first_stage[1])
     cfg = second_stage_cfg(first_stage, tmp_path / "cut")
     computed = []
@@ -208,7 +214,7 @@ def test_an_extraction_cut_short_goes_on_and_ends_the_same(
         computed.append(len(images))
         return sampled_roi_features(model, images, **options)
 
-    monkeypatch.setattr(fc, "sampled_roi_features", failing)
+    monkeypatch.setattr(extraction, "sampled_roi_features", failing)
     with pytest.raises(KeyboardInterrupt):
         extract(cfg, first_stage[1])
     computed.clear()
@@ -229,7 +235,7 @@ def test_rows_that_were_written_but_not_committed_do_not_count(cfg, first_stage)
 
 def test_nothing_is_computed_twice(cfg, first_stage, monkeypatch):
     extract(cfg, first_stage[1])
-    monkeypatch.setattr(fc, "_extract", None)
+    monkeypatch.setattr(extraction, "_extract", None)
     extract(cfg, first_stage[1])
 
 
@@ -334,9 +340,9 @@ def test_views_are_augmentations_of_their_own(folder, first_stage, tmp_path):
 def trained(cfg, *, resume=False):
     torch.manual_seed(2)
     trainer = LongTailTrainer(cfg)
-    trainer.register_hooks([SeedEveryStep()])
+    trainer.loop.register_hooks([SeedEveryStep()])
     trainer.resume_or_load(resume=resume)
-    iter(trainer._trainer._data_loader_iter)  # which takes a seed from PyTorch's generator
+    iter(trainer.loop._data_loader_iter)  # which takes a seed from PyTorch's generator
     trainer.train()
     return trainer
 
@@ -360,7 +366,7 @@ def test_every_sampler_and_method_train_on_the_same_features(
 ):
     opts = ["DATALOADER.SAMPLER_TRAIN", sampler, f"{DECOUPLE}.REINIT", [CLASSIFIER]]
     trained(second_stage_cfg(first_stage, tmp_path, *opts))
-    monkeypatch.setattr(fc, "_extract", None)
+    monkeypatch.setattr(extraction, "_extract", None)
     for loss in ("softmax", "eqlv2", "seesaw"):
         trained(second_stage_cfg(first_stage, tmp_path, *opts, "MODEL.LONG_TAIL.LOSS.NAME", loss))
 
@@ -434,9 +440,7 @@ def test_the_loader_draws_the_same_images_as_without_cache(cfg, first_stage):
         fc.build_feature_loader(cfg, dataset, cache), lambda rows: rows["dataset_index"]
     )
     ids = [record["image_id"] for record in dataset]
-    expected = positions(
-        LongTailTrainer.build_train_loader(cfg), lambda im: ids.index(im["image_id"])
-    )
+    expected = positions(build_train_loader(cfg), lambda im: ids.index(im["image_id"]))
     assert drawn == expected
 
 

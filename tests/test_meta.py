@@ -25,7 +25,7 @@ from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.repeat_factors import ClassImages
 from balms_det.bilevel import sgd_step
 from balms_det.data import MetaTrainingSampler, register_dataset
-from balms_det.engine import LongTailCheckpointer, LongTailTrainer, prepare_class_stats
+from balms_det.engine import LongTailCheckpointer, LongTailTrainer
 from balms_det.engine.meta import (
     FeatureBank,
     ForwardPass,
@@ -63,7 +63,6 @@ def cfg_of(folder, *opts):
         "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_ITER", 4,
         "OUTPUT_DIR", folder, LOSS, "balanced_softmax", *opts,
     )  # fmt: skip
-    prepare_class_stats(cfg)
     return cfg
 
 
@@ -94,9 +93,10 @@ def trainer_of(cfg):
 def run(trainer, steps):
     """A few steps with nothing but the hook under test."""
     hook = meta_of(trainer)
-    with EventStorage(0) as trainer.storage:
-        for trainer.iter in range(steps):
-            trainer.run_step()
+    loop = trainer.loop
+    with EventStorage(0) as loop.storage:
+        for loop.iter in range(steps):
+            loop.run_step()
             hook.after_step()
     return hook
 
@@ -140,13 +140,16 @@ def test_gradient_is_that_of_double_backpropagation(
     # What is different about the third step is recorded, and computed again.
     psi = hook._rates.rate_logits.detach().double()
     theta = [layer.weight.detach().double(), layer.bias.detach().double()]
-    state = [trainer.optimizer.state[p]["momentum_buffer"].double() for p in layer.parameters()]
-    group = trainer.optimizer.param_groups[0]
+    state = [
+        trainer.loop.optimizer.state[p]["momentum_buffer"].double() for p in layer.parameters()
+    ]
+    group = trainer.loop.optimizer.param_groups[0]
     sgd = {key: group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
     seen["draws"] = []
-    with EventStorage(2) as trainer.storage:
-        trainer.iter = 2
-        trainer.run_step()
+    loop = trainer.loop
+    with EventStorage(2) as loop.storage:
+        loop.iter = 2
+        loop.run_step()
         record = hook._recorder.records[0]
         hook.after_step()
     features, y = record.features.double(), record.gt_classes
@@ -216,9 +219,10 @@ def test_listening_and_learning_change_nothing_but_the_rates(glyphs, tmp_path):
     torch.manual_seed(5)
     run(learning, 3)
     torch.manual_seed(5)
-    with EventStorage(0) as plain.storage:
-        for plain.iter in range(3):
-            plain.run_step()
+    loop = plain.loop
+    with EventStorage(0) as loop.storage:
+        for loop.iter in range(3):
+            loop.run_step()
     assert_equal(learning.model.state_dict(), plain.model.state_dict())
 
 
@@ -313,14 +317,14 @@ def train(cfg, *, stop_after=None, resume=False):
     """As tools/train_net.py; Detectron2's own samplers, which start over, give way to Images."""
     torch.manual_seed(0)
     trainer = LongTailTrainer(cfg)
-    trainer.register_hooks([SeedEveryStep()])
+    trainer.loop.register_hooks([SeedEveryStep()])
     trainer.resume_or_load(resume=resume)
     meta_set = meta_of(trainer)._meta_set
     if isinstance(meta_set, ForwardPass):
         meta_set._loader = Images(100 + trainer.start_iter)
     if cfg.DATALOADER.SAMPLER_TRAIN != "MetaTrainingSampler":
-        trainer._trainer.data_loader = Images(trainer.start_iter)
-    iter(trainer._trainer._data_loader_iter)  # which takes a seed from PyTorch's generator
+        trainer.loop.data_loader = Images(trainer.start_iter)
+    iter(trainer.loop._data_loader_iter)  # which takes a seed from PyTorch's generator
     trainer.max_iter = stop_after or trainer.max_iter
     trainer.train()
     return trainer
@@ -354,12 +358,12 @@ def test_rates_are_logged_and_drawn(glyphs, tmp_path):
             histograms.extend(h["tag"] for h in self.trainer.storage._histograms)
 
     trainer = trainer_of(cfg)
-    trainer._hooks.insert(1, Watch())
-    trainer._hooks[1].trainer = trainer
+    trainer.loop._hooks.insert(1, Watch())
+    trainer.loop._hooks[1].trainer = trainer.loop
     trainer.train()
     assert histograms == ["meta/rates"]
     written = json.loads((Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()[-1])
-    rates, latest = meta_of(trainer).rates(), trainer.storage.latest()
+    rates, latest = meta_of(trainer).rates(), trainer.loop.storage.latest()
     for name in ("min", "mean", "max"):
         expected = pytest.approx(getattr(rates, name)().item())
         assert latest[f"meta/rate_{name}"][0] == expected

@@ -14,7 +14,7 @@ class SeedEveryStep(HookBase):
 
 
 def meta_of(trainer):
-    (hook,) = [h for h in trainer._hooks if isinstance(h, MetaLearning)]
+    (hook,) = [h for h in trainer.loop._hooks if isinstance(h, MetaLearning)]
     return hook
 
 

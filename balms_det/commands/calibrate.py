@@ -31,10 +31,9 @@ from typing import Any
 import orjson
 import torch
 
-from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import Calibration
 from balms_det.data import check_registered
-from balms_det.engine import add_dataset_argument, class_stats_in, load_config
+from balms_det.engine import add_dataset_argument, load_config, resolve_class_stats
 from balms_det.evaluation import (
     LVISEvaluator,
     format_results,
@@ -83,20 +82,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def training_stats(cfg: Any) -> ClassStats:
-    """Class statistics of the training set: from STATS_FILE, else from the checkpoint."""
-    stats_file = cfg.MODEL.LONG_TAIL.STATS_FILE
-    if stats_file:
-        return ClassStats.load(stats_file)
-    stats = class_stats_in(cfg.MODEL.WEIGHTS)
-    if stats is None:
-        raise InputError(
-            "the class statistics of the training set are not known; set "
-            "MODEL.LONG_TAIL.STATS_FILE to its annotations, or MODEL.WEIGHTS to the checkpoint"
-        )
-    return stats
-
-
 def split_of(args: argparse.Namespace, cfg: Any) -> str:
     name = args.split or (cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None)
     if name is None:
@@ -119,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if min(args.strengths) < 0:
         raise InputError(f"--strengths has {min(args.strengths)}; give values of 0 or more")
     split = split_of(args, cfg)
-    stats = training_stats(cfg)
+    stats = resolve_class_stats(cfg.MODEL.LONG_TAIL.STATS_FILE or cfg.MODEL.WEIGHTS)
     counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     exclusive = activation_of(long_tail, stats.num_classes).exclusive
     exact = not exclusive and cfg.MODEL.ROI_HEADS.NAME == "LongTailROIHeads"

@@ -14,7 +14,6 @@ import glob
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,19 +25,18 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
 from balms_det.annotations.class_stats import ClassStats, frequency_group
-from balms_det.calibration import CALIBRATIONS
 from balms_det.engine import (
     LongTailCheckpointer,
     add_dataset_argument,
-    class_stats_in,
+    build_long_tail_model,
+    inference_class_stats,
     load_config,
-    prepare_calibration,
 )
 from balms_det.evaluation.visualize import draw_predictions
 from balms_det.modeling import prepared_for_inference
@@ -98,15 +96,12 @@ class Classes(NamedTuple):
     groups: Sequence[str] | None
 
 
-def resolve_classes(cfg: Any, weights: str) -> Classes:
-    """Names and groups of the model's classes, without the training data.
+def resolve_classes(cfg: Any, weights: str, stats: ClassStats | None) -> Classes:
+    """Return names and groups of the model's classes, without the training data.
 
     Raises:
-        InputError: they are not known, or are of another number of classes.
+        InputError: they are unknown, or are of another number of classes.
     """
-    stats = class_stats_in(weights)
-    if stats is None and os.path.isfile(cfg.MODEL.LONG_TAIL.STATS_FILE):
-        stats = ClassStats.load(cfg.MODEL.LONG_TAIL.STATS_FILE)
     if stats is not None:
         classes = Classes(stats.category_ids, stats.names, stats.groups)
     else:
@@ -168,25 +163,34 @@ def to_records(instances: Instances, classes: Classes) -> list[dict[str, Any]]:
     return records
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    cfg = load_config(args)
-    weights = args.weights or cfg.MODEL.WEIGHTS
-    images = find_images(args.input)
-    classes = resolve_classes(cfg, weights)
-    calibrates = CALIBRATIONS[cfg.MODEL.LONG_TAIL.CALIBRATION.NAME]
-    if not (calibrates and os.path.isfile(cfg.MODEL.LONG_TAIL.STATS_FILE)):
-        cfg.MODEL.LONG_TAIL.STATS_FILE = ""  # Counts are not needed, or the file is gone.
-    cfg.MODEL.WEIGHTS = ""
-    with tempfile.TemporaryDirectory() as folder:
-        prepare_calibration(cfg, weights, folder)
-        cfg.freeze()
-        predictor = DefaultPredictor(cfg)
-    LongTailCheckpointer(predictor.model).load(weights)
-    inference = cfg.MODEL.LONG_TAIL.INFERENCE
-    predictor.model = prepared_for_inference(predictor.model, inference)
+class Predictor:
+    """A model that predicts one image at a time, prepared as MODEL.LONG_TAIL.INFERENCE says."""
 
+    def __init__(self, cfg: Any, weights: str, stats: ClassStats | None) -> None:
+        model = build_long_tail_model(cfg, stats).eval()
+        LongTailCheckpointer(model).load(weights)
+        self._model = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self._resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        self._is_rgb = cfg.INPUT.FORMAT == "RGB"
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Return the predictions, on the CPU, for an (H, W, 3) uint8 RGB image."""
+        height, width = image.shape[:2]
+        ordered = image if self._is_rgb else image[:, :, ::-1]
+        resized = self._resize.get_transform(ordered).apply_image(ordered)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        (output,) = self._model([{"image": tensor, "height": height, "width": width}])
+        return output["instances"].to(torch.device("cpu"))
+
+
+def refuse_equal_names(images: list[str]) -> None:
+    """Refuse images of equal names, whose drawings would overwrite one another.
+
+    Raises:
+        InputError: names both.
+    """
     taken: dict[str, str] = {}
     for path in images:
         other = taken.setdefault(Path(path).name, path)
@@ -195,6 +199,18 @@ def main(argv: list[str] | None = None) -> None:
                 f"{other} and {path} have the same name, and their pictures would overwrite one "
                 "another; run them with an --output of their own"
             )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    cfg = load_config(args)
+    weights = args.weights or cfg.MODEL.WEIGHTS
+    images = find_images(args.input)
+    stats = inference_class_stats(cfg, weights)
+    classes = resolve_classes(cfg, weights, stats)
+    predictor = Predictor(cfg, weights, stats)
+    refuse_equal_names(images)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     predictions, unreadable = [], []
@@ -202,9 +218,9 @@ def main(argv: list[str] | None = None) -> None:
         try:
             image = read_image(path, format="RGB")
         except OSError as error:
-            unreadable.append(f"{path}: the picture cannot be read ({error}); mend or remove it")
+            unreadable.append(f"{path}: the image cannot be read ({error}); repair or remove it")
             continue
-        instances = predictor(image[:, :, ::-1])["instances"].to(torch.device("cpu"))
+        instances = predictor(image)
         instances = instances[instances.scores >= args.confidence_threshold]
         drawn = draw_predictions(image, instances, classes.names, classes.groups)
         Image.fromarray(drawn).save(output / Path(path).name)

@@ -17,10 +17,11 @@ from balms_det.engine import (
     LongTailTrainer,
     argument_parser,
     build_checkpointer,
+    build_long_tail_model,
     checkpoint_of_run,
+    evaluate,
+    inference_class_stats,
     load_config,
-    prepare_calibration,
-    prepare_class_stats,
 )
 from balms_det.runtime.processes import ends_spawned_process
 
@@ -43,18 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> Mapping[str, Any] | None:
     """Train or evaluate in one of the processes that :func:`main` launches."""
     cfg = load_config(args)
-    if args.eval_only:
-        prepare_calibration(cfg, checkpoint_of_run(cfg, resume=args.resume), cfg.OUTPUT_DIR)
-    else:
-        prepare_class_stats(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="balms_det")
 
     if args.eval_only:
-        model = LongTailTrainer.build_model(cfg)
-        build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = LongTailTrainer.test(cfg, model)
+        weights = checkpoint_of_run(cfg, resume=args.resume)
+        stats = inference_class_stats(cfg, weights)
+        model = build_long_tail_model(cfg, stats)
+        build_checkpointer(cfg, model, stats).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = evaluate(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

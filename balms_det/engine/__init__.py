@@ -1,14 +1,19 @@
-"""Configuration, training and checkpoints."""
+"""Configuration, class statistics, training and checkpoints."""
 
-from balms_det.engine.checkpoint import LongTailCheckpointer, checkpoint_of_run, class_stats_in
-from balms_det.engine.setup import (
-    add_dataset_argument,
-    argument_parser,
-    load_config,
-    prepare_calibration,
-    prepare_class_stats,
+from balms_det.engine.checkpoint import LongTailCheckpointer, checkpoint_of_run
+from balms_det.engine.class_stats import (
+    class_stats_in,
+    inference_class_stats,
+    resolve_class_stats,
+    training_class_stats,
 )
-from balms_det.engine.trainer import LongTailTrainer, build_checkpointer
+from balms_det.engine.setup import add_dataset_argument, argument_parser, load_config
+from balms_det.engine.trainer import (
+    LongTailTrainer,
+    build_checkpointer,
+    build_long_tail_model,
+    evaluate,
+)
 from balms_det.engine.validate import validate_config
 
 __all__ = [
@@ -17,10 +22,13 @@ __all__ = [
     "add_dataset_argument",
     "argument_parser",
     "build_checkpointer",
+    "build_long_tail_model",
     "checkpoint_of_run",
     "class_stats_in",
+    "evaluate",
+    "inference_class_stats",
     "load_config",
-    "prepare_calibration",
-    "prepare_class_stats",
+    "resolve_class_stats",
+    "training_class_stats",
     "validate_config",
 ]

@@ -4,7 +4,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ from fvcore.common.checkpoint import Checkpointer
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.decouple import is_within
+from balms_det.engine.class_stats import CHECKPOINT_REMEDY, unreadable_checkpoint
+from balms_det.engine.torchvision_resnet import from_torchvision, warn_of_another_input
 from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -23,26 +24,9 @@ StateDict = dict[str, Any]
 # A parameter's name, and its shape in the checkpoint and in the model.
 Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
 
-_REMEDY = "give MODEL.WEIGHTS the path of a checkpoint, or '' to start from scratch"
 # What other releases save and this model has no use for: the meta-learner of the BALMS release,
 # and the normalisation of pixels, which Detectron2 now takes from the configuration.
 _UNUSED = re.compile(r"^(roi_heads\.box_predictor\.(\d+\.)?learner\..*|pixel_mean|pixel_std)$")
-# torchvision's names of a ResNet's layers, and Detectron2's.
-_FROM_TORCHVISION = [
-    (re.compile(r"^conv1\."), "stem.conv1."),
-    (re.compile(r"^bn1\."), "stem.conv1.norm."),
-    (re.compile(r"^layer(\d)"), lambda match: f"res{int(match[1]) + 1}"),
-    (re.compile(r"\.bn(\d)\."), r".conv\1.norm."),
-    (re.compile(r"\.downsample\.0\."), ".shortcut."),
-    (re.compile(r"\.downsample\.1\."), ".shortcut.norm."),
-]
-# How torchvision's ImageNet weights were trained.
-_TORCHVISION_INPUT = {
-    "INPUT.FORMAT": "RGB",
-    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
-}
 # A convolution of a Detectron2 ResNet, without those that only predict a deformation.
 _RESNET_CONV = re.compile(r"(?:^|\.)(stem|res[2-5]\.\d+)\.(?:conv[123]|shortcut)\.weight$")
 
@@ -94,11 +78,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         self._path = path
         if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
-            raise InputError(f"{path}: there is no such checkpoint; {_REMEDY}")
+            raise InputError(f"{path}: there is no such checkpoint; {CHECKPOINT_REMEDY}")
         try:
             return super().load(path, *args, **kwargs)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable_checkpoint(self._path, error) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error.
 
@@ -134,14 +118,14 @@ class LongTailCheckpointer(DetectionCheckpointer):
         try:
             checkpoint = super()._load_file(filename)
         except Exception as error:  # Unpickling a file of another kind can raise anything.
-            raise _unreadable(self._path, error) from error
+            raise unreadable_checkpoint(self._path, error) from error
         state = checkpoint["model"]
         if not (isinstance(state, dict) and state) or not all(
             isinstance(value, torch.Tensor | np.ndarray) for value in state.values()
         ):
             raise InputError(
                 f"{self._path}: the file holds no state dict (parameters by name, or a dictionary "
-                f"with them under 'model'); {_REMEDY}"
+                f"with them under 'model'); {CHECKPOINT_REMEDY}"
             )
         return checkpoint
 
@@ -152,7 +136,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if unused:
             logger.info("%s: left out, as not needed here: %s", self._path, ", ".join(unused))
         if "layer1.0.conv1.weight" in state:
-            state = _from_torchvision(state, ours)
+            state = from_torchvision(state, ours)
             checkpoint["__author__"] = "torchvision"
         state = {
             name: value
@@ -180,7 +164,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         missing[:] = [n for n in missing if n not in afresh and not is_within(n, self._reinit)]
         self._refuse_another_resnet(missing, unexpected)
         if checkpoint.get("__author__") == "torchvision":
-            self._warn_of_another_input()
+            warn_of_another_input(self._path, self.model)
         return incompatible
 
     def _layers_to_start_afresh(self, misfits: list[Misfit], state: StateDict) -> list[str]:
@@ -236,67 +220,6 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 "MODEL.RESNETS.DEPTH to the checkpoint's, or MODEL.WEIGHTS to one of this depth"
             )
 
-    def _warn_of_another_input(self) -> None:
-        settings: dict[str, Any] = {}
-        if hasattr(self.model, "pixel_mean"):
-            settings = {
-                "INPUT.FORMAT": self.model.input_format,
-                "MODEL.PIXEL_MEAN": self.model.pixel_mean.flatten().tolist(),
-                "MODEL.PIXEL_STD": self.model.pixel_std.flatten().tolist(),
-            }
-        for name, module in self.model.named_modules():
-            if name.endswith("res3.0") and hasattr(module, "conv3"):
-                settings["MODEL.RESNETS.STRIDE_IN_1X1"] = module.conv1.stride == (2, 2)
-        wrong = [
-            f"{key} {expected}"
-            for key, expected in _TORCHVISION_INPUT.items()
-            if key in settings and not _equal(settings[key], expected)
-        ]
-        if wrong:
-            logger.warning(
-                "%s: torchvision's ResNets expect other settings than the model has; set %s",
-                self._path,
-                ", ".join(wrong),
-            )
-
-
-def checkpoint_of_run(cfg: Any, *, resume: bool) -> str:
-    """Path of the checkpoint that a run starts from.
-
-    Args:
-        cfg: with MODEL.WEIGHTS and OUTPUT_DIR.
-        resume: whether the last checkpoint in OUTPUT_DIR, if there is one, goes before
-            MODEL.WEIGHTS.
-    """
-    output = Checkpointer(torch.nn.Module(), cfg.OUTPUT_DIR, save_to_disk=False)
-    if resume and output.has_checkpoint():
-        return str(output.get_checkpoint_file())
-    return str(cfg.MODEL.WEIGHTS)
-
-
-def class_stats_in(path: str) -> ClassStats | None:
-    """The class statistics that a checkpoint on disk carries, or None.
-
-    Raises:
-        InputError: the checkpoint cannot be read.
-    """
-    if not path.endswith(".pth") or not os.path.isfile(path):
-        return None
-    # Memory-mapped, so that only the small part asked for is read; files from before PyTorch 1.6
-    # are no zip files and cannot be mapped.
-    mmap = zipfile.is_zipfile(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise _unreadable(path, error) from error
-    stats = content.get("class_stats") if isinstance(content, dict) else None
-    return None if stats is None else ClassStats.from_dict(stats)
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{path}: the checkpoint cannot be read ({reason}); {_REMEDY}")
-
 
 def _resnet_stage(name: str) -> str:
     """The stage, "stem" or "res2" to "res5", of a convolution that _RESNET_CONV finds."""
@@ -310,23 +233,6 @@ def _without_prefix(state: StateDict) -> StateDict:
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state
-
-
-def _from_torchvision(state: StateDict, ours: StateDict) -> StateDict:
-    """A torchvision ResNet's state under the names of the model's, without its classifier."""
-    prefix = next(
-        (name.removesuffix("stem.conv1.weight") for name in ours if "stem.conv1.weight" in name), ""
-    )
-    renamed = {}
-    for name, value in state.items():
-        for pattern, replacement in _FROM_TORCHVISION:
-            name = pattern.sub(replacement, name)
-        # Frozen batch norm does not count its batches.
-        if not name.startswith("fc.") and (
-            prefix + name in ours or not name.endswith("num_batches_tracked")
-        ):
-            renamed[prefix + name] = value
-    return renamed
 
 
 def _background_hint(misfits: list[Misfit]) -> str:
@@ -345,7 +251,15 @@ def _background_hint(misfits: list[Misfit]) -> str:
     return ""
 
 
-def _equal(value: Any, expected: Any) -> bool:
-    if isinstance(expected, list):
-        return bool(np.allclose(value, expected, atol=0.5))
-    return bool(value == expected)
+def checkpoint_of_run(cfg: Any, *, resume: bool) -> str:
+    """Path of the checkpoint that a run starts from.
+
+    Args:
+        cfg: with MODEL.WEIGHTS and OUTPUT_DIR.
+        resume: whether the last checkpoint in OUTPUT_DIR, if there is one, goes before
+            MODEL.WEIGHTS.
+    """
+    output = Checkpointer(torch.nn.Module(), cfg.OUTPUT_DIR, save_to_disk=False)
+    if resume and output.has_checkpoint():
+        return str(output.get_checkpoint_file())
+    return str(cfg.MODEL.WEIGHTS)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,16 +19,19 @@ class FreezeLate(HookBase):
         self,
         start_iter: int,
         train_modules: Sequence[str],
+        loop: SimpleTrainer,
         distribute: Callable[[nn.Module], nn.Module],
     ) -> None:
         """
         Args:
             start_iter: the first iteration that trains `train_modules` alone.
             train_modules: as of :func:`balms_det.modeling.freeze_except`.
+            loop: whose model is frozen.
             distribute: makes a DistributedDataParallel of a model.
         """
         self._start_iter = start_iter
         self._train_modules = train_modules
+        self._loop = loop
         self._distribute = distribute
         self._frozen = False
 
@@ -36,7 +39,7 @@ class FreezeLate(HookBase):
         if self._frozen or self.trainer.iter < self._start_iter:
             return
         self._frozen = True
-        model = self.trainer.model
+        model = self._loop.model
         is_distributed = isinstance(model, DistributedDataParallel)
         whole = model.module if is_distributed else model
         freeze_except(whole, self._train_modules)
@@ -45,6 +48,6 @@ class FreezeLate(HookBase):
                 parameter.grad = None  # The optimizer passes over it: not even weight decay.
         if is_distributed:
             # The old one would wait for gradients that do not come any more.
-            self.trainer._trainer.model = self._distribute(whole)
+            self._loop.model = self._distribute(whole)
         trained = ", ".join(self._train_modules)
         logger.info("From iteration %d on, only %s trains", self._start_iter, trained)

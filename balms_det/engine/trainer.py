@@ -1,23 +1,39 @@
-"""Detectron2's trainer with this package's data, optimizer, checkpoints and evaluation."""
+"""A training composed of Detectron2's parts, in the manner of its plain training loop."""
 
-import functools
 import logging
 import os
-import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.solver import build_optimizer
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    create_ddp_model,
+    default_writers,
+    hooks,
+)
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
 
 from balms_det.annotations.class_stats import ClassStats
+from balms_det.calibration import CALIBRATIONS
 from balms_det.data import (
     build_test_loader,
     build_train_loader,
@@ -26,147 +42,249 @@ from balms_det.data import (
 )
 from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
+from balms_det.engine.class_stats import training_class_stats
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import prepared_for_inference, speed_up_training, train_on_features
+from balms_det.modeling import (
+    prepared_for_inference,
+    provide_class_stats,
+    speed_up_training,
+    train_on_features,
+)
 
 logger = logging.getLogger(__name__)
 
 
-class LongTailTrainer(DefaultTrainer):
-    """Trains, evaluates and checkpoints what the configuration describes."""
+class LongTailTrainer:
+    """A training of what the configuration describes.
 
-    def __init__(self, cfg: Any) -> None:
-        with self._ddp_context(cfg):
-            super().__init__(cfg)
+    Attributes:
+        cfg: the configuration.
+        class_stats: of the training set.
+        model: that is trained, not its distributed wrapper.
+        loop: Detectron2's training loop, with this training's hooks.
+        checkpointer: of the model and the loop.
+        start_iter, max_iter: first iteration to train, and the one after the last.
+        results: of the last evaluation, or None.
+    """
 
-    def build_hooks(self) -> list[HookBase]:
-        # DefaultTrainer has just made a checkpointer of its own; the hooks take the one they find.
+    def __init__(self, cfg: Any, class_stats: ClassStats | None = None) -> None:
+        """
+        Args:
+            cfg: checked by :func:`balms_det.engine.validate_config`.
+            class_stats: of the training set; default :func:`training_class_stats`.
+        """
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.class_stats = class_stats or training_class_stats(cfg)
+        self.results: OrderedDict[str, Any] | None = None
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.model = build_long_tail_model(cfg, self.class_stats)
+        optimizer = build_optimizer(cfg, self.model)
+        loader = build_train_loader(cfg)
+        loop_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self.loop: SimpleTrainer = loop_type(distribute(self.model), loader, optimizer)
         self.checkpointer = build_checkpointer(
-            self.cfg, self._trainer.model, trainer=weakref.proxy(self)
+            cfg, self.model, self.class_stats, trainer=LoopState(self.loop)
         )
-        model = self._trainer.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        # First, for it reads the step's learning rate before the schedule moves it, and what it
-        # learns belongs to the same iteration's checkpoint.
-        meta_learning = build_meta_learning(self.cfg, model, self._trainer.data_loader)
-        hooks = ([meta_learning] if meta_learning else []) + super().build_hooks()
-        decouple = self.cfg.MODEL.LONG_TAIL.DECOUPLE
-        if decouple.ENABLED and decouple.START_ITER > 0:
-            hooks.insert(
-                0, FreezeLate(decouple.START_ITER, decouple.TRAIN_MODULES, self._distributed)
-            )
-        return hooks
+        self.loop.register_hooks(self._build_hooks())
 
-    def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
-        """As DefaultTrainer distributes a model."""
-        with self._ddp_context(self.cfg):
-            distributed: torch.nn.Module = defaults.create_ddp_model(model, broadcast_buffers=False)
-        return distributed
-
-    @staticmethod
-    def _ddp_context(cfg: Any) -> AbstractContextManager[Any]:
-        return _ddp_on_cpu() if cfg.MODEL.DEVICE == "cpu" else nullcontext()
-
-    @classmethod
-    def build_model(cls, cfg: Any) -> torch.nn.Module:
-        """The model, frozen where MODEL.LONG_TAIL.DECOUPLE says so, and as FAST_TRAINING says."""
-        model = super().build_model(cfg)
-        if cfg.MODEL.LONG_TAIL.FAST_TRAINING:
-            speed_up_training(model)
+    def _build_hooks(self) -> list[HookBase | None]:
+        """Return the hooks of the loop in their order."""
+        cfg, loop = self.cfg, self.loop
+        scheduler = build_lr_scheduler(cfg, loop.optimizer)
         decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
-        if decouple.ENABLED:
-            for key in ("TRAIN_MODULES", "REINIT"):
-                find_modules(model, decouple[key], f"MODEL.LONG_TAIL.DECOUPLE.{key}")
-        if decouple.ENABLED and decouple.START_ITER == 0:
-            freeze_except(model, decouple.TRAIN_MODULES)
-            trained = [name for name, p in model.named_parameters() if p.requires_grad]
-            logger.info("Only these parameters train: %s", ", ".join(trained))
-        return model
+        freezes_late = decouple.ENABLED and decouple.START_ITER > 0
+        main = comm.is_main_process()
+        return [
+            FreezeLate(decouple.START_ITER, decouple.TRAIN_MODULES, loop, distribute)
+            if freezes_late
+            else None,
+            # Before the others: it reads the step's learning rate before the schedule moves it, and
+            # what it learns belongs to the same iteration's checkpoint.
+            build_meta_learning(cfg, self.model, loop.data_loader, self.class_stats),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(loop.optimizer, scheduler),
+            _precise_bn(cfg, self.model),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main
+            else None,
+            # After the checkpointer, so that an evaluation that fails can be repeated.
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            # Last, so that it writes the metrics of the evaluation.
+            hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER), period=20)
+            if main
+            else None,
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; a second stage starts from a first one's checkpoint."""
+        """Load what the training starts from.
+
+        Args:
+            resume: continue from the last checkpoint in OUTPUT_DIR, if there is one. Otherwise load
+                MODEL.WEIGHTS, which for a second stage is the checkpoint of a first stage.
+
+        Raises:
+            InputError: the checkpoint is missing, unreadable or does not fit.
+        """
         decouple = self.cfg.MODEL.LONG_TAIL.DECOUPLE
-        starts_frozen = decouple.ENABLED and decouple.START_ITER == 0
-        if starts_frozen and not (resume and self.checkpointer.has_checkpoint()):
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if decouple.ENABLED and decouple.START_ITER == 0 and not resumes:
             self.checkpointer.load_first_stage(self.cfg.MODEL.WEIGHTS, reinit=decouple.REINIT)
         else:
-            super().resume_or_load(resume)
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resumes:
+            # The checkpoint has the iteration that was completed.
+            self.start_iter = self.loop.iter + 1
         if decouple.ENABLED and decouple.FEATURE_CACHE:
             self._train_on_cached_features()
 
     def _train_on_cached_features(self) -> None:
-        model = getattr(self._trainer.model, "module", self._trainer.model)
         dataset = load_train_dataset(self.cfg)
-        cache = cached_features(self.cfg, model, dataset)
-        sampler = meta_sampler_of(self._trainer.data_loader)
-        self._trainer.reset_data_loader(
-            lambda: build_feature_loader(self.cfg, dataset, cache, sampler)
-        )
-        train_on_features(model)
+        cache = cached_features(self.cfg, self.model, dataset)
+        sampler = meta_sampler_of(self.loop.data_loader)
+        self.loop.reset_data_loader(lambda: build_feature_loader(self.cfg, dataset, cache, sampler))
+        train_on_features(self.model)
 
-    @classmethod
-    def build_optimizer(cls, cfg: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return build_optimizer(cfg, model)
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        # Fused: one pass over the parameters instead of a dozen.
-        return adamw(
-            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
-        )
+    def train(self) -> OrderedDict[str, Any] | None:
+        """Train up to `max_iter`, and return the results of the last evaluation."""
+        self.loop.train(self.start_iter, self.max_iter)
+        if comm.is_main_process() and self.results is not None:
+            verify_results(self.cfg, self.results)
+        return self.results
 
-    @classmethod
-    def build_train_loader(cls, cfg: Any) -> DataLoader:
-        return build_train_loader(cfg)
+    def _evaluate(self) -> OrderedDict[str, Any]:
+        self.results = evaluate(self.cfg, self.model)
+        return self.results
 
-    @classmethod
-    def build_test_loader(cls, cfg: Any, dataset_name: str) -> DataLoader:
-        return build_test_loader(cfg, dataset_name)
 
-    @classmethod
-    def test(cls, cfg: Any, model: torch.nn.Module, evaluators: Any = None) -> Any:
-        """As Detectron2's, with the model run as MODEL.LONG_TAIL.INFERENCE says."""
-        prepared = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
-        return super().test(cfg, prepared, evaluators)
+class LoopState:
+    """The state of a loop in checkpoints, in the format of Detectron2's DefaultTrainer."""
 
-    @classmethod
-    def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluator:
-        """LVIS's metrics for a data set with LVIS's federated annotations, COCO's for others."""
-        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
-            return LVISEvaluator(dataset_name, output_dir=output_dir)
-        return COCOEvaluator(dataset_name, output_dir=output_dir)
+    def __init__(self, loop: SimpleTrainer) -> None:
+        self._loop = loop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return iteration, hooks and, below ``_trainer``, the optimizer and gradient scaler."""
+        state = self._loop.state_dict()
+        hook_states = {"hooks": state.pop("hooks")} if "hooks" in state else {}
+        return {"iteration": state["iteration"], **hook_states, "_trainer": state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        hook_states = {"hooks": state["hooks"]} if "hooks" in state else {}
+        self._loop.load_state_dict({**state["_trainer"], **hook_states})
+
+
+def build_long_tail_model(cfg: Any, class_stats: ClassStats | None) -> nn.Module:
+    """Build the model of a configuration.
+
+    It is frozen where MODEL.LONG_TAIL.DECOUPLE says so, and computes as FAST_TRAINING says.
+
+    Args:
+        cfg: the configuration.
+        class_stats: of the training set; None builds a model for inference only.
+    """
+    detectron2_cfg = cfg.clone()
+    detectron2_cfg.defrost()
+    # The model gets the object; it need not read the file again.
+    detectron2_cfg.MODEL.LONG_TAIL.STATS_FILE = ""
+    model: nn.Module = build_model(_without_calibration(detectron2_cfg))
+    logger.info("Model:\n%s", model)
+    if class_stats is not None:
+        provide_class_stats(model, cfg.MODEL.LONG_TAIL, class_stats)
+    if cfg.MODEL.LONG_TAIL.FAST_TRAINING:
+        speed_up_training(model)
+    decouple = cfg.MODEL.LONG_TAIL.DECOUPLE
+    if decouple.ENABLED:
+        for key in ("TRAIN_MODULES", "REINIT"):
+            find_modules(model, decouple[key], f"MODEL.LONG_TAIL.DECOUPLE.{key}")
+    if decouple.ENABLED and decouple.START_ITER == 0:
+        freeze_except(model, decouple.TRAIN_MODULES)
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        logger.info("Only these parameters train: %s", ", ".join(trained))
+    return model
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that SOLVER.OPTIMIZER names."""
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    params = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    # Fused: one pass over the parameters instead of a dozen.
+    return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 
 
 def build_checkpointer(
-    cfg: Any, model: torch.nn.Module, **checkpointables: Any
+    cfg: Any, model: nn.Module, class_stats: ClassStats | None = None, **checkpointables: Any
 ) -> LongTailCheckpointer:
-    """The checkpointer of a run: in OUTPUT_DIR, with the class statistics of STATS_FILE."""
-    stats_file = cfg.MODEL.LONG_TAIL.STATS_FILE
+    """Build the checkpointer of a run: in OUTPUT_DIR, with the class statistics."""
     return LongTailCheckpointer(
         model,
         cfg.OUTPUT_DIR,
-        class_stats=ClassStats.load(stats_file) if stats_file else None,
+        class_stats=class_stats,
         reinit_mismatched=cfg.MODEL.LONG_TAIL.REINIT_MISMATCHED,
         **checkpointables,
     )
 
 
-def _ddp_on_cpu() -> AbstractContextManager[Any]:
-    """Let DefaultTrainer distribute a model on the CPU.
+def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
+    """Build the evaluator of a data set: LVIS's metrics for federated annotations, else COCO's."""
+    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
+        return LVISEvaluator(dataset_name, output_dir=output_dir)
+    return COCOEvaluator(dataset_name, output_dir=output_dir)
 
-    It calls ``create_ddp_model`` with the default ``device_ids``, the process's GPU, which
-    DistributedDataParallel refuses for a model on the CPU.
+
+def evaluate(cfg: Any, model: nn.Module) -> OrderedDict[str, Any]:
+    """Evaluate a model on DATASETS.TEST, run as MODEL.LONG_TAIL.INFERENCE says.
+
+    Returns:
+        The results of the data set, or of each by its name where there are several.
     """
-    on_cpu = functools.partial(create_ddp_model, device_ids=None)
-    return mock.patch.object(defaults, "create_ddp_model", on_cpu)
+    prepared = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
+    results: OrderedDict[str, Any] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        loader, evaluator = build_test_loader(cfg, name), build_evaluator(cfg, name)
+        results[name] = inference_on_dataset(prepared, loader, evaluator)
+        if comm.is_main_process():
+            logger.info("Evaluation results for %s in csv format:", name)
+            print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model for training in several processes; in one, return it as it is."""
+    device = next(model.parameters()).device
+    # Detectron2's default, the process's GPU, does not go with a model on the CPU.
+    device_ids = None if device.type == "cpu" else [comm.get_local_rank()]
+    wrapped: nn.Module = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+    return wrapped
+
+
+def _without_calibration(cfg: Any) -> Any:
+    """Return the configuration of a model that gets its calibration with its class statistics."""
+    if CALIBRATIONS[cfg.MODEL.LONG_TAIL.CALIBRATION.NAME]:
+        cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = "none"
+    return cfg
+
+
+def _precise_bn(cfg: Any, model: nn.Module) -> HookBase | None:
+    """Return the hook of TEST.PRECISE_BN, or None."""
+    if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model)):
+        return None
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # saves time and memory
+    # A loader of its own, so that training's is not affected.
+    loader = build_train_loader(cfg)
+    return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)

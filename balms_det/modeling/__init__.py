@@ -1,5 +1,6 @@
 """ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
 
+from balms_det.modeling.class_stats import provide_class_stats
 from balms_det.modeling.fast.execution import (
     PRECISIONS,
     prepared_for_inference,
@@ -20,6 +21,7 @@ __all__ = [
     "LongTailROIHeads",
     "criterion_from_options",
     "prepared_for_inference",
+    "provide_class_stats",
     "sampled_roi_features",
     "speed_up_training",
     "train_on_features",

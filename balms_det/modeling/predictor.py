@@ -244,13 +244,22 @@ def class_stats_for(num_classes: int, path: str) -> ClassStats | None:
     if not path:
         return None
     stats = ClassStats.load(path)
+    check_class_stats(stats, num_classes, path)
+    return stats
+
+
+def check_class_stats(stats: ClassStats, num_classes: int, source: str) -> None:
+    """Refuse statistics of another number of classes than the model's.
+
+    Raises:
+        InputError: names `source` and both numbers.
+    """
     if stats.num_classes != num_classes:
         raise InputError(
-            f"{path}: the statistics are of {stats.num_classes} classes, but "
+            f"{source}: the statistics are of {stats.num_classes} classes, but "
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set it to {stats.num_classes}, or "
             "name the statistics of the training set in MODEL.LONG_TAIL.STATS_FILE"
         )
-    return stats
 
 
 def _log_foreground_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: int) -> None:

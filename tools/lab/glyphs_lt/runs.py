@@ -38,7 +38,7 @@ from balms_det.annotations.repeat_factors import (
 )
 from balms_det.config import add_balms_config, config_file
 from balms_det.data import load_dataset_dicts, register_dataset
-from balms_det.engine.feature_cache import VERSION as CACHE_VERSION
+from balms_det.engine.feature_cache.extraction import VERSION as CACHE_VERSION
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions, annotation_path, generate
