@@ -35,7 +35,6 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "filelock>=3.12",
         "hotcoco>=1.3",
-        "lvis>=0.5.3",
         "matplotlib>=3.8",
         "opencv-python>=4.8",
         "orjson>=3.9",
@@ -49,6 +48,14 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.6"],
+        # lvis is the reference that evaluation is compared with.
+        "dev": [
+            "hypothesis>=6.100",
+            "lvis>=0.5.3",
+            "mypy>=1.11",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+        ],
     },
 )

@@ -16,9 +16,11 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from lvis import LVIS, LVISEval, LVISResults
 
-from balms_det.evaluation import LVISEvaluator, lvis
+from balms_det.evaluation import LVISEvaluator, lvis, scoring
+from balms_det.evaluation.scoring import hotcoco_precision
 from balms_det.runtime.errors import InputError
 from balms_det.runtime.processes import ends_spawned_process
+from lab.lvis_api import lvis_api_precision
 
 HEIGHT, WIDTH = 112, 144
 NUM_IMAGES = 9
@@ -320,7 +322,7 @@ def test_every_value_equals_lvis_api(register, ground_truth, perturbation):
 def test_the_lvis_backend_is_lvis_api(register, ground_truth, perturbation):
     content, perfect = ground_truth
     instances = as_instances(perturb(perfect, perturbation))
-    assert_equal_to_reference(register(content), instances, backend="lvis")
+    assert_equal_to_reference(register(content), instances, precision_of=lvis_api_precision)
 
 
 @pytest.mark.usefixtures("numpy_float")
@@ -437,7 +439,7 @@ def test_images_are_scored_in_chunks_of_any_size(register, ground_truth, monkeyp
     name = register(content)
     instances = as_instances(perturb(perfect, "crowded, tied"))
     expected = score(name, instances)
-    monkeypatch.setattr(lvis, "_IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr(scoring, "_IMAGES_PER_CHUNK", 2)
     assert score(name, instances) == expected
 
 
@@ -484,16 +486,16 @@ def test_tasks_are_inferred_or_chosen(register, ground_truth):
     assert score(name, as_instances(perfect), tasks=["segm"])[0] == {"segm": both["segm"]}
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
+@pytest.mark.parametrize("precision_of", [hotcoco_precision, lvis_api_precision])
 @pytest.mark.parametrize("no_images", [True, False])
 def test_no_detection_at_all_scores_zero_and_warns(
-    register, ground_truth, backend, no_images, caplog
+    register, ground_truth, precision_of, no_images, caplog
 ):
     content, perfect = ground_truth
     content = {**content, "categories": [{**c, "frequency": "f"} for c in content["categories"]]}
     instances = {} if no_images else as_instances({i: d.take([]) for i, d in perfect.items()})
     with caplog.at_level(logging.WARNING, logger=lvis.__name__):
-        results, per_class = score(register(content), instances, backend=backend)
+        results, per_class = score(register(content), instances, precision_of=precision_of)
     assert "detected nothing" in caplog.text
     assert list(results) == (["bbox"] if no_images else ["bbox", "segm"])
     for metrics in results.values():
@@ -535,15 +537,19 @@ def test_no_detections_are_written_as_an_empty_list(register, ground_truth, tmp_
     assert json.loads((tmp_path / "lvis_instances_results.json").read_text()) == []
 
 
-def test_a_crash_while_scoring_loses_no_predictions(register, ground_truth, tmp_path, monkeypatch):
+def test_a_crash_while_scoring_loses_no_predictions(register, ground_truth, tmp_path):
     content, perfect = ground_truth
 
     def crash(*_):
         raise RuntimeError("scoring failed")
 
-    monkeypatch.setattr(lvis, "_hotcoco_precision", crash)
     with pytest.raises(RuntimeError, match="scoring failed"):
-        score(register(content), as_instances(perfect), output_dir=tmp_path)
+        score(
+            register(content),
+            as_instances(perfect),
+            output_dir=tmp_path,
+            precision_of=crash,
+        )
     assert not (tmp_path / "lvis_results.json").exists()
     assert len(json.loads((tmp_path / "lvis_instances_results.json").read_text())) == sum(
         len(d.scores) for d in perfect.values()
@@ -619,7 +625,7 @@ def _score_one_rank(rank, world_size, init_file, name, content_path, instances, 
     MetadataCatalog.get(name).set(
         json_file=content_path, thing_classes=[f"class_{i}" for i in range(NUM_CLASSES)]
     )
-    lvis._IMAGES_PER_CHUNK = 2
+    scoring._IMAGES_PER_CHUNK = 2
     # One image to rank 0, the others to rank 1: one rank runs out of images long before the other.
     own = {i: p for n, (i, p) in enumerate(instances.items()) if (n > 0) == (rank > 0)}
     results, per_class = score(name, own, output_dir=out)
@@ -721,7 +727,6 @@ def test_ground_truth_that_cannot_be_scored_is_refused_before_inference(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "coco"}, "TEST.LVIS_BACKEND is 'coco'; choose one of hotcoco, lvis"),
         ({"tasks": ["bbox", "keypoints"]}, "task is 'keypoints'; choose from bbox, segm"),
         ({"max_dets_per_image": 0}, "max_dets_per_image is 0; set it to 1 or more"),
     ],
@@ -742,5 +747,5 @@ def test_a_data_set_that_is_not_registered_is_refused():
 def test_numpy_is_left_as_it_was(register, ground_truth):
     content, perfect = ground_truth
     before = hasattr(np, "float")
-    score(register(content), as_instances(perfect), backend="lvis")
+    score(register(content), as_instances(perfect), precision_of=lvis_api_precision)
     assert hasattr(np, "float") == before

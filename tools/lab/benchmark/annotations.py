@@ -24,6 +24,7 @@ from balms_det.data.cache import CACHE_VARIABLE, CachedDataset, open_annotations
 from balms_det.evaluation import LVISEvaluator
 from lab.benchmark.lvis_like import LVIS_V1, lvis_like_predictions, write_lvis_like
 from lab.benchmark.measure import Comparison
+from lab.lvis_api import lvis_api_precision
 
 TRAIN_IMAGES, TRAIN_ANNOTATIONS = LVIS_V1["train"]
 VAL_IMAGES, VAL_ANNOTATIONS = LVIS_V1["val"]
@@ -156,7 +157,10 @@ def lvis_evaluation(
         del file
         for task in ("bbox", "segm"):
             ours = _evaluator(path, task)
-            ours_on_part, peer = _evaluator(part, task), _evaluator(part, task, backend="lvis")
+            ours_on_part, peer = (
+                _evaluator(part, task),
+                _evaluator(part, task, precision_of=lvis_api_precision),
+            )
             yield Comparison(
                 "lvis",
                 lambda ours=ours: ours.score(predictions),
