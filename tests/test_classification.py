@@ -33,12 +33,12 @@ from balms_det.config import config_file
 from balms_det.losses.registry import LOSSES
 from balms_det.runtime.errors import InputError
 
-CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
+CONFIGS = Path(config_file("classification/bases/digits_lt.yaml")).parents[1]
 COUNTS = np.array([40, 12, 5, 1])
 
 
-def config(name="digits_lt_softmax", *opts):
-    return load_config(config_file(f"classification/{name}.yaml"), [str(opt) for opt in opts])
+def config(name="digits_lt+softmax", *opts):
+    return load_config(name, [str(opt) for opt in opts])
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def in_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def short(name="digits_lt_softmax", *opts):
+def short(name="digits_lt+softmax", *opts):
     return config(name, "SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 0, "DEVICE", "cpu", *opts)
 
 
@@ -183,7 +183,7 @@ def image_list(tmp_path):
 def image_list_config(folder, *opts):
     lists = ["DATA.TRAIN_LIST", folder / "list.txt", "DATA.TEST_LIST", folder / "list.txt"]
     small = ["DATA.NUM_CLASSES", 2, "DATA.NUM_WORKERS", 0, "SOLVER.BATCH_SIZE", 3]
-    name = "imagenet_lt_balanced_softmax"
+    name = "imagenet_lt+balanced_softmax"
     return config(name, "DATA.ROOT", folder, *lists, *small, "DEVICE", "cpu", *opts)
 
 
@@ -233,7 +233,7 @@ def test_missing_lists_and_images_are_named(image_list):
 
 
 def criterion(loss, *opts, counts=COUNTS):
-    cfg = config("digits_lt_softmax", "MODEL.LONG_TAIL.LOSS.NAME", loss, *opts)
+    cfg = config("digits_lt+softmax", "MODEL.LONG_TAIL.LOSS.NAME", loss, *opts)
     labels = np.repeat(np.arange(len(counts)), counts)
     stats = class_stats(labels, [str(i) for i in range(len(counts))])
     return ClassificationCriterion(cfg.MODEL.LONG_TAIL, stats, lambda: 0).double()
@@ -383,7 +383,7 @@ def test_classes_are_drawn_in_proportion_to_a_power_of_their_counts(power):
 
 
 def meta_sampler(batch_size=600, counts=COUNTS):
-    meta = config("digits_lt_balms").SOLVER.META
+    meta = config("digits_lt+balms").SOLVER.META
     labels = np.repeat(np.arange(len(counts)), counts)
     return MetaSampler(labels, len(counts), meta, batch_size, seed=0), labels
 
@@ -497,10 +497,10 @@ def test_resnet32_has_the_papers_depth_and_size():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    solver = config("cifar10_lt_softmax").SOLVER
+    solver = config("cifar10_lt+softmax").SOLVER
     rates = [learning_rate(solver, i) for i in (0, 400, 800, 6900, 12999)]
     assert rates == pytest.approx([0.05, 0.075, 0.1, 0.05, 0.0], abs=1e-6)
-    second = config("cifar10_lt_balms").SOLVER
+    second = config("cifar10_lt+balms").SOLVER
     assert second.MAX_ITER == 2000 and learning_rate(second, 0) == 0.1
 
 
@@ -533,7 +533,7 @@ def first_stage(in_folder):
 
 @pytest.mark.parametrize("method", ["softmax", "eql", "balms"])
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(first_stage, method, monkeypatch):
-    name = f"digits_lt_{method}"
+    name = f"digits_lt+{method}"
     whole = Trainer(short(name, "OUTPUT_DIR", "whole"))
     whole.train()
     opts = ["OUTPUT_DIR", "parts", "SOLVER.CHECKPOINT_PERIOD", 2]
@@ -551,7 +551,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(first_stage, method, m
 def test_a_deferred_margin_begins_at_its_iteration(first_stage):
     def trained(start_iter):
         start = "MODEL.LONG_TAIL.LOSS.MARGIN.START_ITER"
-        trainer = Trainer(short("digits_lt_balanced_softmax", start, start_iter))
+        trainer = Trainer(short("digits_lt+balanced_softmax", start, start_iter))
         trainer.train()
         return trainer.network.state_dict()
 
@@ -565,7 +565,7 @@ def test_a_deferred_margin_begins_at_its_iteration(first_stage):
 )
 def test_a_second_stage_changes_the_classifier_and_nothing_else(first_stage, method):
     before = {name: value.clone() for name, value in first_stage.network.state_dict().items()}
-    second = Trainer(short(f"digits_lt_{method}"))
+    second = Trainer(short(f"digits_lt+{method}"))
     assert np.array_equal(second.train_set.labels, first_stage.train_set.labels)
     start = second.network.classifier.weight.detach().clone()
     second.train()
@@ -582,7 +582,7 @@ def test_a_second_stage_changes_the_classifier_and_nothing_else(first_stage, met
 
 
 def test_meta_rates_start_at_one_half_and_move(first_stage):
-    trainer = Trainer(short("digits_lt_balms"))
+    trainer = Trainer(short("digits_lt+balms"))
     assert trainer.rates() == [0.5] * 10
     trainer.train()
     assert all(rate != 0.5 for rate in trainer.rates())
@@ -592,19 +592,19 @@ def test_both_stages_train_on_the_same_images_or_not_at_all(first_stage):
     weights = ["MODEL.WEIGHTS", "output/digits_lt_softmax_if100_seed0/model_final.pth"]
     for opts in (["SEED", 1], ["IMBALANCE", 50]):
         with pytest.raises(InputError, match="trained on other images"):
-            Trainer(short("digits_lt_crt", *opts, *weights))
+            Trainer(short("digits_lt+crt", *opts, *weights))
 
 
 def test_first_stages_that_are_missing_or_something_else_are_named(in_folder):
     with pytest.raises(InputError, match="no checkpoint of a first stage; train it first"):
-        Trainer(short("digits_lt_balms"))
+        Trainer(short("digits_lt+balms"))
     (in_folder / "other.pth").write_text("something else")
     with pytest.raises(InputError, match="other.pth: this is no checkpoint"):
-        Trainer(short("digits_lt_balms", "MODEL.WEIGHTS", "other.pth"))
+        Trainer(short("digits_lt+balms", "MODEL.WEIGHTS", "other.pth"))
 
 
 def test_a_checkpoint_of_another_network_is_refused(first_stage):
-    cfg = short("digits_lt_crt", "MODEL.BACKBONE.NAME", "resnet8_cifar_half")
+    cfg = short("digits_lt+crt", "MODEL.BACKBONE.NAME", "resnet8_cifar_half")
     with pytest.raises(InputError, match="another network .*MODEL.BACKBONE.NAME"):
         Trainer(cfg)
 
@@ -613,11 +613,11 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(first_stage):
     other = ["OUTPUT_DIR", first_stage.cfg.OUTPUT_DIR, "MODEL.BACKBONE.NAME", "resnet32_cifar"]
     channels = ["MODEL.PIXEL_MEAN", "(0.0,)", "MODEL.PIXEL_STD", "(1.0,)"]
     with pytest.raises(InputError, match="model_final.pth: .* of another configuration; delete it"):
-        Trainer(short("digits_lt_softmax", *other, *channels)).resume()
+        Trainer(short("digits_lt+softmax", *other, *channels)).resume()
 
 
 def test_a_diverging_run_is_stopped_with_the_remedy(in_folder):
-    cfg = short("digits_lt_softmax", "SOLVER.BASE_LR", 1e30, "SOLVER.LOG_PERIOD", 1)
+    cfg = short("digits_lt+softmax", "SOLVER.BASE_LR", 1e30, "SOLVER.LOG_PERIOD", 1)
     with pytest.raises(InputError, match="the loss is (nan|inf) .*SOLVER.BASE_LR"):
         Trainer(cfg).train()
 
@@ -630,10 +630,10 @@ def test_a_backbone_of_torchvision_is_loaded_without_its_classifier(tmp_path):
     pretrained = ResNet(BasicBlock, [1, 1, 1, 1])
     torch.save(pretrained.state_dict(), tmp_path / "resnet10.pth")
     weights = "MODEL.BACKBONE.WEIGHTS"
-    cfg = config("imagenet_lt_softmax", weights, tmp_path / "resnet10.pth")
+    cfg = config("imagenet_lt+softmax", weights, tmp_path / "resnet10.pth")
     network = build_network(cfg, 5)
     assert torch.equal(network.backbone.conv1.weight, pretrained.conv1.weight)
-    cfg = config("places_lt_softmax", weights, tmp_path / "resnet10.pth")
+    cfg = config("places_lt+softmax", weights, tmp_path / "resnet10.pth")
     cfg.defrost()
     cfg.MODEL.BACKBONE.NAME = "resnet32_cifar"
     with pytest.raises(InputError, match="resnet10.pth: the file cannot be used"):
@@ -646,9 +646,9 @@ def test_both_stages_run_on_a_gpu_as_on_the_cpu(in_folder):
     rates = []
     for device in ("cpu", "cuda"):
         opts = ["DEVICE", device, "OUTPUT_DIR"]
-        Trainer(short("digits_lt_softmax", *opts, device)).train()
+        Trainer(short("digits_lt+softmax", *opts, device)).train()
         weights = ["MODEL.WEIGHTS", f"{device}/model_final.pth"]
-        second = Trainer(short("digits_lt_balms", *opts, f"{device}_second", *weights))
+        second = Trainer(short("digits_lt+balms", *opts, f"{device}_second", *weights))
         second.train()
         rates.append(torch.tensor(second.rates()))
         assert 0 < second.test().accuracy <= 1

@@ -9,8 +9,7 @@ from balms_det.classification import default_config, load_config
 from balms_det.config import config_file
 from balms_det.runtime.errors import InputError
 
-CONFIGS = Path(config_file("classification/base_digits_lt.yaml")).parent
-SHIPPED = sorted(p.stem for p in CONFIGS.glob("*_lt_*.yaml") if not p.stem.startswith("base_"))
+CONFIGS = Path(config_file("classification/bases/digits_lt.yaml")).parents[1]
 METHODS = (
     "softmax cbw cbs focal cb ldam eql crt lws balanced_softmax decoupled_balanced_softmax "
     "balanced_softmax_cbs balms"
@@ -27,21 +26,25 @@ SUITES = {
 }
 
 
-def load(name="digits_lt_balms", *opts):
-    return load_config(config_file(f"classification/{name}.yaml"), [str(opt) for opt in opts])
+SHIPPED = [f"{suite}+{method}" for suite, methods in SUITES.items() for method in methods]
 
 
-def test_every_suite_has_a_file_for_each_of_its_methods():
-    expected = {f"{suite}_{method}" for suite, methods in SUITES.items() for method in methods}
-    assert set(SHIPPED) == expected
+def load(name="digits_lt+balms", *opts):
+    return load_config(name, [str(opt) for opt in opts])
+
+
+def test_every_suite_has_a_base_and_every_method_a_file():
+    bases = {path.stem.removesuffix("_stage2") for path in CONFIGS.glob("bases/*.yaml")}
+    assert bases == set(SUITES)
+    directories = ("methods", "second_stages")
+    assert {path.stem for d in directories for path in CONFIGS.glob(f"{d}/*.yaml")} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_file_is_valid_and_its_first_stage_is_the_softmax_of_its_suite(name):
     cfg = load(name, "IMBALANCE", 50, "SEED", 3)
-    assert cfg.OUTPUT_DIR == f"output/{name}_if50_seed3"
-    suite = max((s for s in SUITES if name.startswith(f"{s}_")), key=len)
-    method = name.removeprefix(f"{suite}_")
+    suite, method = name.split("+")
+    assert cfg.OUTPUT_DIR == f"output/{suite}_{method}_if50_seed3"
     second = method in ("crt", "lws", "balms", "decoupled_balanced_softmax", "balanced_softmax_cbs")
     assert cfg.MODEL.LONG_TAIL.DECOUPLE.ENABLED == second
     first = f"output/{suite}_softmax_if50_seed3/model_final.pth"
@@ -50,7 +53,7 @@ def test_every_shipped_file_is_valid_and_its_first_stage_is_the_softmax_of_its_s
 
 
 def test_defaults_are_the_releases_first_stage():
-    cfg = load("cifar10_lt_softmax")
+    cfg = load("cifar10_lt+softmax")
     solver = cfg.SOLVER
     recipe = (solver.BATCH_SIZE, solver.MAX_ITER, solver.WARMUP_LR, solver.BASE_LR)
     assert recipe == (512, 13000, 0.05, 0.1)
@@ -60,15 +63,15 @@ def test_defaults_are_the_releases_first_stage():
 
 
 def test_methods_are_deltas_of_their_base():
-    base = load("cifar10_lt_softmax")
+    base = load("cifar10_lt+softmax")
     for method, key, value in [
         ("cbs", "SAMPLER", "class_balanced"),
         ("cbw", "CLASS_WEIGHTS.NAME", "inverse"),
         ("balanced_softmax", "NAME", "balanced_softmax"),
     ]:
-        cfg = load(f"cifar10_lt_{method}", "OUTPUT_DIR", base.OUTPUT_DIR)
+        cfg = load(f"cifar10_lt+{method}", "OUTPUT_DIR", base.OUTPUT_DIR)
         prefix = "" if key == "SAMPLER" else "MODEL.LONG_TAIL.LOSS."
-        changed = load("cifar10_lt_softmax", f"{prefix}{key}", value)
+        changed = load("cifar10_lt+softmax", f"{prefix}{key}", value)
         assert cfg == changed
 
 
@@ -85,11 +88,11 @@ def test_only_keys_that_a_classifier_has_are_taken_over_from_the_detector():
 
 def test_misspelt_keys_and_missing_files_are_named():
     with pytest.raises(InputError, match=r"command line: .*IMBALANC; did you mean IMBALANCE\?"):
-        load("digits_lt_softmax", "IMBALANC", 10)
+        load("digits_lt+softmax", "IMBALANC", 10)
     with pytest.raises(InputError, match="nowhere.yaml: there is no such configuration file"):
         load_config("nowhere.yaml")
     with pytest.raises(InputError, match="ZZZ; see balms_det/classification/config.py"):
-        load("digits_lt_softmax", "ZZZ", 10)
+        load("digits_lt+softmax", "ZZZ", 10)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +127,11 @@ def test_misspelt_keys_and_missing_files_are_named():
 )
 def test_bad_value_is_refused_with_key_value_and_what_is_allowed(key, value, allowed):
     with pytest.raises(InputError) as caught:
-        load("digits_lt_softmax", key, value)
+        load("digits_lt+softmax", key, value)
     message = str(caught.value)
     assert key in message and str(value) in message and allowed in message
 
 
 def test_the_meta_sampler_is_refused_for_losses_without_a_plain_one():
     with pytest.raises(InputError, match="LOSS.NAME is 'gol'.*softmax or sigmoid"):
-        load("digits_lt_balms", "MODEL.LONG_TAIL.LOSS.NAME", "gol")
+        load("digits_lt+balms", "MODEL.LONG_TAIL.LOSS.NAME", "gol")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balms_det.config import config_file
 from balms_det.runtime.errors import InputError
 from balms_det.runtime.figures import save_figure
 from lab.classification import report
@@ -128,7 +127,7 @@ SHORT = ["SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0", "DEVICE", "cpu"]
 
 def test_a_classifier_is_trained_and_its_results_written(in_folder, caplog):
     caplog.set_level("INFO", logger="balms_det")
-    arguments = ["--config-file", config_file("classification/digits_lt_softmax.yaml")]
+    arguments = ["--config-file", "digits_lt+softmax"]
     train_classifier.main([*arguments, "IMBALANCE", "50", *SHORT])
     assert "the largest class has 124, the smallest 2" in caplog.text
     results = Path("output/digits_lt_softmax_if50_seed0/results.json")
@@ -177,8 +176,9 @@ def test_a_comparison_trains_first_stages_once_and_skips_what_is_stored(in_folde
 def test_the_settings_of_a_run_are_those_that_differ_from_the_defaults():
     from balms_det.classification import load_config
 
-    path = config_file("classification/cifar10_lt_balms.yaml")
-    settings = changed_settings(load_config(path, ["DATA.ROOT", "/home/me", "SEED", "3"]))
+    settings = changed_settings(
+        load_config("cifar10_lt+balms", ["DATA.ROOT", "/home/me", "SEED", "3"])
+    )
     assert settings["SAMPLER"] == "meta" and settings["SEED"] == 3
     assert "DATA.ROOT" not in settings and "SOLVER.BATCH_SIZE" not in settings
 

@@ -4,18 +4,23 @@ import argparse
 from pathlib import Path
 
 import pytest
+import yaml
 
 from balms_det.config import config_file
 from balms_det.engine import load_config, validate_config
 from balms_det.runtime.errors import InputError
 
 CONFIGS = Path(config_file("lvis_r50_balsig.yaml")).parent
-SHIPPED = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*.yaml"))
+METHODS = sorted(path.stem for path in CONFIGS.glob("methods/*.yaml"))
+BACKBONES = ("lvis_r50", "lvis_r101")
+SHIPPED = [
+    *sorted(path.name for path in CONFIGS.glob("*.yaml")),
+    *(f"{base}+{method}" for base in BACKBONES for method in METHODS),
+]
 
 
 def load(name="lvis_r50_balsig.yaml", *opts):
-    path = name if Path(name).is_absolute() else config_file(name)
-    return load_config(argparse.Namespace(config_file=path, opts=list(opts), dataset=[]))
+    return load_config(argparse.Namespace(config_file=name, opts=list(opts), dataset=[]))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -26,7 +31,7 @@ def test_every_shipped_file_loads_and_is_valid(name):
 
 def test_children_are_deltas_of_one_base():
     balsig, rfs, deeper = (
-        load(f"lvis_{name}.yaml") for name in ("r50_balsig", "r50_rfs", "r101_balsig")
+        load(f"lvis_{name}") for name in ("r50+balsig", "r50+rfs", "r101+balsig")
     )
     assert balsig.MODEL.LONG_TAIL.LOSS.NAME == "balanced_sigmoid"
     assert rfs.MODEL.LONG_TAIL.LOSS.NAME == "softmax"
@@ -142,7 +147,7 @@ def test_bad_value_is_refused_with_key_value_and_what_is_allowed(key, value, all
 
 
 def test_calibration_by_heads_that_have_none_is_refused():
-    cfg = load("lvis_r50_norcal.yaml")
+    cfg = load("lvis_r50+norcal")
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     with pytest.raises(InputError, match="CALIBRATION.NAME is 'norcal'.*LongTailROIHeads"):
         validate_config(cfg)
@@ -171,7 +176,7 @@ def test_both_federated_switches_are_refused(heads):
 
 
 def test_tau_normalisation_of_normalised_weights_is_refused():
-    cfg = load("lvis_r50_tau_norm.yaml")
+    cfg = load("lvis_r50+tau_norm")
     validate_config(cfg)
     cfg.MODEL.LONG_TAIL.CLASSIFIER = "cosine"
     with pytest.raises(InputError, match="'tau_norm'.*CLASSIFIER is 'cosine'"):
@@ -187,7 +192,7 @@ def test_cosine_masks_are_refused_for_a_head_without():
         validate_config(cfg)
 
 
-@pytest.mark.parametrize("name", ["lvis_r50_balms.yaml", "lvis_r50_balms_reweight.yaml"])
+@pytest.mark.parametrize("name", ["lvis_r50_balms.yaml", "lvis_r50+balms_reweight"])
 @pytest.mark.parametrize(
     "key, value, required",
     [
@@ -229,3 +234,71 @@ def test_the_cpu_is_chosen_where_there_is_no_gpu(monkeypatch):
     assert not cfg.SOLVER.AMP.ENABLED
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert load().MODEL.DEVICE == "cuda"
+
+
+@pytest.mark.parametrize("method", ["balsig", "rfs", "balms"])
+def test_a_file_is_the_composition_that_it_names(method):
+    assert load(f"lvis_r50_{method}.yaml") == load(f"lvis_r50+{method}")
+
+
+@pytest.mark.parametrize("base", BACKBONES)
+def test_a_second_stage_starts_from_the_first_on_the_same_base(base):
+    for method, first in [("crt", "rfs"), ("balms", "rfs"), ("decoupled_balsig", "sigmoid")]:
+        assert load(f"{base}+{method}").MODEL.WEIGHTS == f"output/{base}_{first}/model_final.pth"
+
+
+def test_a_method_goes_on_any_base_and_the_later_file_wins(tmp_path):
+    glyphs = load("glyphs_quickstart+seesaw")
+    assert glyphs.MODEL.LONG_TAIL.LOSS.NAME == "seesaw"
+    assert glyphs.MODEL.ROI_HEADS.NUM_CLASSES == 10
+    own = tmp_path / "own.yaml"
+    own.write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 7}}\nVERSION: 2\n")
+    assert load(f"lvis_r50+{own}").MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert load(f"{own}+eql").MODEL.LONG_TAIL.LOSS.NAME == "eql"
+    joined = tmp_path / "joined.yaml"
+    files = [str(CONFIGS / "bases" / "lvis_r50.yaml"), str(CONFIGS / "methods" / "eql.yaml")]
+    joined.write_text(f"_BASE_: {files}\nMODEL: {{LONG_TAIL: {{LOSS: {{NAME: focal}}}}}}\n")
+    cfg = load(str(joined))
+    assert cfg.MODEL.LONG_TAIL.LOSS.NAME == "focal" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+
+
+def test_shipped_files_are_found_from_any_directory(tmp_path, monkeypatch):
+    expected = load("lvis_r50+balsig")
+    monkeypatch.chdir(tmp_path)
+    for name in ("lvis_r50_balsig.yaml", "configs/lvis_r50_balsig.yaml", "lvis_r50+balsig"):
+        assert load(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lvis_r5+balsig", "lvis_r5: there is no such.*lvis_r101"),
+        ("lvis_r50+balsg", "balsg: there is no such.*balsig"),
+        ("lvis_r50+", "there is no such"),
+    ],
+)
+def test_an_unknown_part_of_a_name_is_refused_with_the_known_ones(name, message):
+    with pytest.raises(InputError, match=message):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("MODEL.LONG_TAIL.POSTHOC.NAME", "it is called MODEL.LONG_TAIL.CALIBRATION now"),
+        ("MODEL.LONG_TAIL.LOSS.EQL.LAMBDA", "set MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD"),
+        ("MODEL.LONG_TAIL.LOSS.DROPLOSS.LAMBDA", "set MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD"),
+        ("MODEL.LONG_TAIL.LOSS.GOL.LAMBDA", "set MODEL.LONG_TAIL.LOSS.TAIL_THRESHOLD"),
+        ("TEST.LVIS_BACKEND", "remove it"),
+    ],
+)
+def test_former_keys_are_refused_with_what_takes_their_place(tmp_path, key, remedy):
+    with pytest.raises(InputError, match=f"command line: the configuration key {key}.*{remedy}"):
+        load("lvis_r50_balsig.yaml", key, "0")
+    node = "x"
+    for name in reversed(key.split(".")):
+        node = {name: node}
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({**node, "VERSION": 2}))
+    with pytest.raises(InputError, match=f"old.yaml: the configuration key .*gone; .*{remedy}"):
+        load(str(path))

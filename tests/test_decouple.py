@@ -13,7 +13,7 @@ from tiny_model import batch, tiny_cfg
 from torch import nn
 
 from balms_det.classifier import CLASSIFIERS
-from balms_det.config import config_file
+from balms_det.config import config_file, merge_config_files
 from balms_det.data import register_dataset
 from balms_det.decouple import freeze_except
 from balms_det.engine import (
@@ -321,10 +321,10 @@ def test_bad_combinations_are_refused_when_the_configuration_is_read(opts, words
 
 
 def test_the_shipped_second_stages_fit_their_model():
-    configs = Path(config_file("lvis_r50_crt.yaml")).parent
-    for path in sorted(configs.glob("lvis_*_*.yaml")):
+    configs = Path(config_file("methods/crt.yaml")).parents[1]
+    for path in sorted(configs.glob("methods/*.yaml")):
         cfg = tiny_cfg()
-        cfg.merge_from_file(str(path))
+        merge_config_files(cfg, f"lvis_r50+{path.stem}")
         if cfg.MODEL.LONG_TAIL.DECOUPLE.ENABLED:
             tiny = tiny_cfg()
             tiny.MODEL.LONG_TAIL = cfg.MODEL.LONG_TAIL

@@ -20,7 +20,12 @@ from balms_det.synthetic import GlyphOptions, generate
 
 NUM_CLASSES = 1203
 NAMES = {"train": "every_method_train", "val": "every_method_val"}
-CONFIGS = Path(config_file("lvis_r50_balsig.yaml")).parent
+METHOD_FILES = Path(config_file("methods/balsig.yaml")).parent.glob("*.yaml")
+COMPOSITIONS = [
+    f"{base}+{method}"
+    for base in ("lvis_r50", "lvis_r101")
+    for method in sorted(path.stem for path in METHOD_FILES)
+]
 LOSS = "MODEL.LONG_TAIL.LOSS"
 
 
@@ -135,7 +140,7 @@ def test_every_sampler_of_detectron2_is_let_through():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("lvis_*.yaml")))
+@pytest.mark.parametrize("name", COMPOSITIONS)
 def test_every_configuration(glyphs, tmp_path, name):
     """The model, loss and sampler as written; pictures, batch and schedule for a test."""
 
@@ -144,13 +149,12 @@ def test_every_configuration(glyphs, tmp_path, name):
         scratch = ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
         batch = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"]
         opts = [*map(str, DATA), *scratch, *batch, *opts]
-        path = config_file(name)
-        return load_config(argparse.Namespace(config_file=path, opts=opts, dataset=[]))
+        return load_config(argparse.Namespace(config_file=name, opts=opts, dataset=[]))
 
     cfg = load(name)
     if cfg.MODEL.LONG_TAIL.DECOUPLE.ENABLED:
         first = Path(cfg.MODEL.WEIGHTS).parent.name  # as in output/lvis_r50_rfs/model_final.pth
-        first_cfg = load(f"{first}.yaml", "MODEL.WEIGHTS", "")
+        first_cfg = load("+".join(first.rsplit("_", 1)), "MODEL.WEIGHTS", "")
         train_and_evaluate(first_cfg, tmp_path / "first")
         cfg.MODEL.WEIGHTS = str(tmp_path / "first" / "model_final.pth")
     else:

@@ -1,8 +1,8 @@
 """How fast the training loop is fed: python tools/classifier_throughput.py --json FILE
 
-Ours and the one that tutorials show (balms_det/classification/throughput.py) run in turn. The first
+Ours and the one that tutorials show (tools/lab/classification/throughput.py) run in turn. The first
 record is of the batches alone, the second of training with the network of
-configs/classification/cifar10_lt_cpu_softmax.yaml, or on a GPU of cifar10_lt_softmax.yaml. The
+cifar10_lt_cpu+softmax, or on a GPU of cifar10_lt+softmax. The
 images are random numbers, which takes as long as photographs.
 """
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import orjson
 
 from balms_det.classification import Trainer, load_config
-from balms_det.config import config_file
 from balms_det.runtime.command_line import run_tool
 from balms_det.runtime.errors import InputError
 from balms_det.runtime.memory import keep_freed_memory
@@ -57,7 +56,7 @@ SUITES = {
 def run(suite: str, method: str, imbalance: int, seed: int, opts: Sequence[str]) -> Trainer:
     """Train, or go on with, one run, and before it the first stage that it needs."""
     place = ["IMBALANCE", str(imbalance), "SEED", str(seed)]
-    cfg = load_config(config_file(f"classification/{suite}_{method}.yaml"), [*opts, *place])
+    cfg = load_config(f"{suite}+{method}", [*opts, *place])
     if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
         run(suite, FIRST_STAGE, imbalance, seed, opts)
     trainer = Trainer(cfg)

@@ -4,9 +4,7 @@ Paper: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", a
 Release: its authors' code for classification.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode as CN
@@ -14,13 +12,12 @@ from fvcore.common.config import CfgNode as CN
 from balms_det.classification.data import DATASETS
 from balms_det.classification.networks import BACKBONES
 from balms_det.classification.sampling import SAMPLERS
-from balms_det.config import add_balms_config
+from balms_det.config import add_balms_config, merge_config_files, run_name
 from balms_det.config.checks import check, check_allowed, merge_config
 from balms_det.config.keys import check_options
 from balms_det.losses.plain import PLAIN_LOSSES
 from balms_det.losses.registry import LOSSES
 from balms_det.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Choices, Range
-from balms_det.runtime.errors import InputError
 
 # Of MODEL.LONG_TAIL and of its node DECOUPLE, what a classifier has too.
 _SHARED = ("COUNT_BY", "LOSS", "CLASSIFIER", "COSINE_TEMPERATURE")
@@ -125,16 +122,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """
     cfg = default_config()
     reference = "balms_det/classification/config.py"
-    if not os.path.isfile(config_file):
-        raise InputError(f"{config_file}: there is no such configuration file")
-    merge_config(cfg, lambda: cfg.merge_from_file(config_file), config_file, reference)
+    merge_config_files(cfg, config_file, reference=reference)
     merge_config(cfg, lambda: cfg.merge_from_list(list(opts)), "the command line", reference)
     if cfg.DEVICE == "auto":
         cfg.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     validate_config(cfg)
     place = {"IMBALANCE": f"{cfg.IMBALANCE}", "SEED": cfg.SEED}
     cfg.OUTPUT_DIR = (
-        cfg.OUTPUT_DIR or f"output/{Path(config_file).stem}_if{{IMBALANCE}}_seed{{SEED}}"
+        cfg.OUTPUT_DIR or f"output/{run_name(config_file)}_if{{IMBALANCE}}_seed{{SEED}}"
     )
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS")):
         for name, value in place.items():

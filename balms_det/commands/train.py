@@ -12,7 +12,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from balms_det.config import find_config
 from balms_det.engine import (
     LongTailTrainer,
     argument_parser,
@@ -28,8 +27,6 @@ from balms_det.runtime.processes import ends_spawned_process
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser(__doc__).parse_args(argv)
-    if args.config_file:
-        args.config_file = find_config(args.config_file)
     launch(
         train,
         args.num_gpus,
@@ -45,7 +42,8 @@ def train(args: argparse.Namespace) -> Mapping[str, Any] | None:
     """Train or evaluate in one of the processes that :func:`main` launches."""
     cfg = load_config(args)
     cfg.freeze()
-    default_setup(cfg, args)
+    # Detectron2 logs the file of a configuration; one that is joined from several is logged whole.
+    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="balms_det")
 
     if args.eval_only:

@@ -1,42 +1,109 @@
-"""The configuration files that the package ships."""
+"""The shipped configuration files, and how a base and a method join into one configuration.
+
+A configuration is named by a file, or by a base and a method with a plus sign between them:
+
+    configs/lvis_r50_balsig.yaml
+    lvis_r101+seesaw            configs/bases/lvis_r101.yaml, then configs/methods/seesaw.yaml
+    glyphs_quickstart+eql       any configuration of a detector, then a method
+
+Each base and each method is written once, and any base goes with any method. In a file, a list of
+files under ``_BASE_`` does the same; the later ones win.
+"""
 
 from pathlib import Path
+from typing import Any
 
+from balms_det.config.checks import merge_config
 from balms_det.runtime.errors import InputError
+
+_BASE_DIRECTORIES = (".", "bases", "classification/bases")
+_METHOD_DIRECTORIES = ("methods", "second_stages")
+_STAGE_2 = "_stage2"
+
+
+def config_directory() -> Path:
+    """Return the directory of the shipped files, in a clone or an installation."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"  # where setup.py installs them
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def config_file(name: str) -> str:
-    """Path of a shipped configuration file, e.g. "lvis_r50_balsig.yaml".
-
-    Works from a clone, an editable and a regular installation.
+    """Return the path of a shipped file, e.g. "lvis_r50_balsig.yaml" or "methods/seesaw.yaml".
 
     Raises:
-        InputError: there is no configuration of that name.
+        InputError: no file of that name is shipped.
     """
-    package = Path(__file__).resolve().parents[1]
-    folder = package / "configs"  # where setup.py installs them
-    if not folder.is_dir():
-        folder = package.parent / "configs"  # in a clone
-    path = folder / name
+    directory = config_directory()
+    path = directory / name
     if not path.is_file():
-        known = ", ".join(sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml")))
-        raise InputError(f"there is no configuration {name!r}; choose one of: {known}")
+        known = sorted(str(p.relative_to(directory)) for p in directory.rglob("*.yaml"))
+        raise InputError(f"there is no configuration {name!r}; choose one of: {', '.join(known)}")
     return str(path)
 
 
-def find_config(name: str) -> str:
-    """Return the path of a configuration file: `name` itself, or the shipped file of that name.
+def config_files(name: str) -> list[str]:
+    """Return the files that a configuration's name stands for; later ones win.
+
+    Args:
+        name: path of a file, name of a shipped file, or names joined by "+": a base, then methods.
 
     Raises:
-        InputError: there is neither.
+        InputError: a part of the name is not a file and not shipped.
     """
+    first, *methods = name.split("+")
+    base = _find(first, [config_directory() / path for path in _BASE_DIRECTORIES])
+    files = [base]
+    for method in methods:
+        # A classifier's bases lie beside its methods.
+        family = base.parents[1] if base.parent.name == "bases" else config_directory()
+        path = _find(method, [family / directory for directory in _METHOD_DIRECTORIES])
+        if path.parent.name == "second_stages":
+            files[0] = _second_stage_of(base)
+        files.append(path)
+    return [str(path) for path in files]
+
+
+def merge_config_files(cfg: Any, name: str, **where: str) -> None:
+    """Merge the files that a configuration's name stands for into `cfg`.
+
+    ``{BASE}`` in MODEL.WEIGHTS becomes the name of the base: a second stage starts from the first
+    stage on the same base.
+
+    Args:
+        cfg: a CfgNode with all keys.
+        name: as of :func:`config_files`.
+        where: the further argument of :func:`merge_config`, ``reference``.
+
+    Raises:
+        InputError: a file is missing, is not valid YAML, or has an unknown key or a bad value.
+    """
+    for path in config_files(name):
+        merge_config(cfg, lambda path=path: cfg.merge_from_file(path), path, **where)  # type: ignore[misc]
+    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(name.split("+")[0]).stem)
+
+
+def run_name(name: str) -> str:
+    """Return what a run of a configuration is called, e.g. "lvis_r50_seesaw"."""
+    return "_".join(Path(part).stem for part in name.split("+"))
+
+
+def _find(name: str, directories: list[Path]) -> Path:
     if Path(name).is_file():
-        return name
-    shipped = Path(name.removeprefix("configs/"))
-    try:
-        return config_file(str(shipped))
-    except InputError as error:
-        raise InputError(
-            f"{name}: there is no such configuration file, and none of that name is shipped; "
-            "configs/README.md lists those that are"
-        ) from error
+        return Path(name).resolve()
+    file = f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
+    for directory in directories:
+        if (directory / file).is_file():
+            return (directory / file).resolve()
+    known = sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
+    raise InputError(
+        f"{name}: there is no such configuration file, and none of that name is shipped; name a "
+        f"file, or one of {', '.join(known)}"
+    )
+
+
+def _second_stage_of(base: Path) -> Path:
+    path = base.with_name(f"{base.stem}{_STAGE_2}.yaml")
+    if not path.is_file():
+        raise InputError(f"{base}: there is no second stage beside it; add {path.name}")
+    return path

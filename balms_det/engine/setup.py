@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
-from balms_det.config import add_balms_config, find_config
+from balms_det.config import add_balms_config, merge_config_files
 from balms_det.config.checks import merge_config
 from balms_det.data import register_dataset
 from balms_det.engine.validate import validate_config
@@ -46,8 +46,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_balms_config(cfg)
     if args.config_file:
-        path = find_config(args.config_file)
-        merge_config(cfg, lambda: cfg.merge_from_file(path), args.config_file)
+        merge_config_files(cfg, args.config_file)
     merge_config(cfg, lambda: cfg.merge_from_list(args.opts or []), "the command line")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

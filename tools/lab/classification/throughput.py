@@ -20,7 +20,6 @@ from torchvision import transforms
 from balms_det.classification.augment import Augmentation
 from balms_det.classification.config import load_config
 from balms_det.classification.networks import Classifier, build_network
-from balms_det.config import config_file
 from balms_det.runtime.memory import keep_freed_memory
 
 TIMED = 8  # batches
@@ -160,8 +159,8 @@ def _peer_step(device: torch.device) -> Step:
 
 
 def _network(device: torch.device) -> Classifier:
-    name = "cifar10_lt_softmax" if device.type == "cuda" else "cifar10_lt_cpu_softmax"
-    return build_network(load_config(config_file(f"classification/{name}.yaml")), 10).to(device)
+    name = "cifar10_lt+softmax" if device.type == "cuda" else "cifar10_lt_cpu+softmax"
+    return build_network(load_config(name), 10).to(device)
 
 
 def _training_step(network: torch.nn.Module, forward: torch.nn.Module, fused: bool | None) -> Step:

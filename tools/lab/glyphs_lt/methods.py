@@ -18,7 +18,7 @@ LONG_TAIL = "MODEL.LONG_TAIL"
 _MARGIN = f"{LONG_TAIL}.LOSS.MARGIN"
 _DECOUPLE = f"{LONG_TAIL}.DECOUPLE"
 # What a configuration for LVIS says of its model and schedule is the suite's to say.
-_OF_THE_SUITE = ("_BASE_", "MODEL.WEIGHTS", "MODEL.RESNETS", "SOLVER")
+_OF_THE_SUITE = ("VERSION", "_BASE_", "MODEL.WEIGHTS", "MODEL.RESNETS", "SOLVER")
 
 
 class Share(float):
@@ -32,7 +32,7 @@ class Method:
     Attributes:
         name: on the command line and in file names.
         title: in tables.
-        config: METHOD of ``configs/lvis_r50_METHOD.yaml``.
+        config: METHOD of ``configs/methods/METHOD.yaml``.
         opts: further configuration keys and values.
         stage: "joint" trains the whole detector, "second" its classifier on the frozen features of
             `base`, "test" nothing; "suite" is joint in the suites that list the method, and else a
@@ -61,7 +61,7 @@ class Method:
 
 @lru_cache
 def _lines_of(config: str) -> Mapping[str, Any]:
-    with open(config_file(f"lvis_r50_{config}.yaml"), encoding="utf-8") as file:
+    with open(config_file(f"methods/{config}.yaml"), encoding="utf-8") as file:
         content = yaml.safe_load(file)
     return {
         key: value
