@@ -44,7 +44,7 @@ demo: env
 	@echo "The pictures are in $(DEMO)/pictures, the metrics in $(DEMO)/inference/lvis_results.json."
 
 lint: env
-	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m codespell_lib
 
 types: env
 	@$(RUN) -m mypy

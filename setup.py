@@ -48,6 +48,14 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.6"],
+        "dev": [
+            "codespell>=2.3",
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pre-commit>=4.0",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+        ],
     },
 )

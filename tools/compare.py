@@ -60,7 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop after this time; run again to continue",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)"

@@ -161,10 +161,14 @@ def _circumstances(records: Sequence[Record]) -> list[str]:
     same = [f"{value:,} {name}" for name, values in sizes.items() for value in values]
     fixed = [text for text in same if len(sizes[text.split()[1]]) == 1]
     repeats = sorted({str(record["repeat"]) for record in records})
-    timed = "times of a single run"
-    if repeats != ["1"]:
-        timed = f"medians of {' or '.join(repeats)} runs, in parentheses the fastest and the slowest"
-    lines = [f"{'; '.join([', '.join(fixed)] * bool(fixed) + [timed])}; memory without model and input."]
+    if repeats == ["1"]:
+        measured = "times of a single run"
+    else:
+        runs = " or ".join(repeats)
+        measured = f"medians of {runs} runs, in parentheses the fastest and the slowest"
+    conditions = [", ".join(fixed)] if fixed else []
+    conditions += [measured, "memory without model and input"]
+    lines = [f"{'; '.join(conditions)}."]
     parts = {r["peer_part"]: r["peer"] for r in records if "peer_part" in r}
     for part, peer in parts.items():
         lines.append(f"{peer} did {part:.3g} of the work; its time is scaled to the whole.")
