@@ -20,6 +20,7 @@ FOUND = sorted(
 )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("document", sorted({document for document, _ in FOUND}))
 def test_every_command_of_a_document_would_run(document):
     faults = {command: fault(command) for name, command in FOUND if name == document}
@@ -33,6 +34,7 @@ def test_the_commands_of_blocks_and_sentences_are_found():
     assert {"python", "make", "pip"} <= starts and len(FOUND) > 40
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("command", "why"),
     [
@@ -66,6 +68,7 @@ def test_a_command_that_would_not_run_is_a_fault(command, why):
     assert why in fault(command)
 
 
+@pytest.mark.e2e
 def test_the_installed_command_is_looked_up_where_it_is_declared(tmp_path, monkeypatch):
     monkeypatch.setattr(commands_in_docs, "ROOT", tmp_path)
     (tmp_path / "setup.py").write_text("")
@@ -85,6 +88,7 @@ def test_the_installed_command_is_looked_up_where_it_is_declared(tmp_path, monke
     assert "has no flag --hours" in fault("balms-det train --hours 1")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_of_documents_runs(document, tmp_path):
     for code in blocks(document.read_text(encoding="utf-8"), "python"):
