@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything by themselves from a clean clone.
+# `make demo` and `make test` work from a clean clone.
 #
 # PYTHON=...  use (and install into) that interpreter's environment instead of .venv
 
@@ -11,11 +11,11 @@ RUN := $(PYTHON)
 else
 RUN := $(VENV)/bin/python
 endif
-# How long a thread of PyTorch's spins before it lets go of its core. GNU OpenMP's default is thirty
-# times as long, which is no faster on an idle machine and slower on a busy one.
+# How long a thread of PyTorch spins before it releases its core. GNU OpenMP's default is thirty
+# times as long. It is not faster on an idle machine, and slower on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-# Side by side, those of one file in one process, for they share what they train.
+# Tests run in parallel, those of one file in one process, because they share trained models.
 PYTEST := -m pytest -q -n auto --maxprocesses 4 --dist loadscope
 
 STAMP := .cache/env-$(subst /,_,$(RUN))
@@ -29,7 +29,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml tools/make_env.py tools/instal
 	@$(if $(PYTHON),$(PYTHON) tools/make_env.py,python3 tools/make_env.py --venv $(VENV))
 	@mkdir -p $(@D) && touch $@
 
-# The dependencies' deprecation warnings are no news to whoever runs the demo.
+# A user of the demo cannot act on the deprecation warnings of dependencies.
 demo: export PYTHONWARNINGS := ignore
 demo: env
 	@$(RUN) datasets/make_glyphs.py --out $(GLYPHS) --classes 10 --imbalance 20 \
@@ -44,7 +44,7 @@ demo: env
 	@echo "The pictures are in $(DEMO)/pictures, the metrics in $(DEMO)/inference/lvis_results.json."
 
 lint: env
-	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m codespell_lib
 
 types: env
 	@$(RUN) -m mypy

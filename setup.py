@@ -50,9 +50,11 @@ setup(
     extras_require={
         # lvis is the reference that evaluation is compared with.
         "dev": [
+            "codespell>=2.3",
             "hypothesis>=6.100",
             "lvis>=0.5.3",
             "mypy>=1.11",
+            "pre-commit>=4.0",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.6",

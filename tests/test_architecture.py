@@ -1,48 +1,53 @@
-"""Imports point downwards only.
-
-tools, tools/lab -> engine -> data | modeling | evaluation | classification -> pure
-modules. Neither these nor classification know Detectron2.
-"""
+"""The floors and walks that docs/ARCHITECTURE.md draws are those of the code."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import balms_det
 
 PACKAGE = Path(balms_det.__file__).parent
 ROOT = PACKAGE.parent
-
-PURE = {
-    "annotations",
-    "bilevel",
-    "calibration",
-    "class_stats",
-    "classifier",
-    "config",
-    "decouple",
-    "losses",
-    "options",
-    "runtime",
-    "synthetic",
-}
+PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 CLASSIFIER_TOOLS = ("train_classifier.py", "compare_classifiers.py", "classifier_throughput.py")
-# Level by part of the package; a part may import from lower levels, and from itself.
-LEVEL = {
-    **dict.fromkeys(PURE, 0),
-    "data": 1,
-    "modeling": 1,
-    "evaluation": 1,
-    "classification": 1,
-    "engine": 2,
-    "commands": 3,
-    "__main__": 4,
-}
+
+
+def floors_of(page: str) -> list[list[str]]:
+    """Return the parts on each floor of the block between the markers, the highest floor first.
+
+    A floor is a line of parts, separated by commas, then two spaces and a description.
+    """
+    block = re.search(r"<!-- floors -->\n```\n(.*?)```\n<!-- /floors -->", page, re.DOTALL)
+    assert block is not None, "docs/ARCHITECTURE.md has no block of floors"
+    lines = [line for line in block[1].splitlines() if line.strip(" │↓|")]
+    return [re.split(r"\s{2,}", line)[0].split(", ") for line in lines]
+
+
+def levels_of(page: str) -> tuple[dict[str, int], set[str]]:
+    """Return the level of each part of the package, 0 the lowest, and the parts with °."""
+    tools, *floors = floors_of(page)
+    assert tools == ["tools", "tools/lab"], "the tools are the highest floor"
+    parts = [part for floor in floors for part in floor]
+    assert len(parts) == len({part.removesuffix("°") for part in parts}), "a part is there twice"
+    level = {
+        part.removesuffix("°"): height
+        for height, floor in enumerate(reversed(floors))
+        for part in floor
+    }
+    return level, {part.removesuffix("°") for part in parts if part.endswith("°")}
+
+
+# A part may import from lower levels, and from itself; those of the second never from Detectron2.
+LEVEL, PURE = levels_of(PAGE)
 
 
 def imported_modules(source: str) -> set[str]:
-    """Absolute names of all that `source` imports, inside functions too."""
+    """Return the absolute names of all imports in `source`, also those inside functions."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -54,15 +59,15 @@ def imported_modules(source: str) -> set[str]:
 
 
 def violations(part: str, source: str) -> list[str]:
-    """What `source`, a module of `part`, imports against the rules."""
+    """Return the imports of `source`, a module of `part`, that break the rules."""
     wrong = []
     for name in imported_modules(source):
         top, _, rest = name.partition(".")
         if top == "balms_det" and rest and rest != "__version__":
             other = rest.split(".")[0]
-            if other != part and LEVEL[other] >= LEVEL[part] and LEVEL[part] + LEVEL[other] > 0:
+            if other != part and LEVEL[other] >= LEVEL[part]:
                 wrong.append(name)
-        elif top == "detectron2" and part in (*PURE, "classification"):
+        elif top in ("tools", "lab") or (top == "detectron2" and part in PURE):
             wrong.append(name)
     return wrong
 
@@ -96,15 +101,66 @@ def test_the_rules_can_be_broken():
     assert violations("class_stats", "from balms_det.data import catalog")
     assert violations("classification", "import balms_det.engine")
     assert violations("classification", "import detectron2.engine")
+    assert violations("runtime", "import balms_det.losses")
+    assert violations("losses", "import balms_det.calibration")
+    assert violations("engine", "from lab import markdown")
     assert not violations("engine", "from balms_det.data import register_dataset")
     assert not violations("class_stats", "from balms_det.annotations.file import AnnotationFile")
+
+
+def test_a_page_that_disagrees_with_the_imports_fails():
+    swapped = PAGE.replace("losses° ", "runtime° ", 1)
+    assert swapped != PAGE
+    with pytest.raises(AssertionError, match="twice"):
+        levels_of(swapped)
+    with pytest.raises(AssertionError, match="no block"):
+        levels_of(PAGE.replace("<!-- floors -->", ""))
+    without, _ = levels_of(PAGE.replace("losses° ", "tosses° ", 1))
+    assert set(without) != {part for part, _ in modules()}
+
+
+def test_floors_name_the_parts_that_never_import_detectron2():
+    always = {"losses", "annotations", "calibration", "bilevel", "classification", "runtime"}
+    assert always <= PURE
+    assert {"engine", "modeling", "evaluation", "data"}.isdisjoint(PURE)
+
+
+def steps_of(page: str) -> list[str]:
+    """Return the dotted names of functions and classes in the walks."""
+    walks = page[page.index("## Three walks") :]
+    return re.findall(r"`((?:\w+\.)+\w+)`", walks)
+
+
+def step_exists(step: str) -> bool:
+    """Whether `step` names something in the package, with `balms_det.` left out."""
+    *path, _ = names = step.split(".")
+    for depth in range(len(path), 0, -1):
+        module = ".".join(["balms_det", *names[:depth]])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+        for name in names[depth:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+def test_every_step_of_a_walk_exists():
+    steps = [step for step in steps_of(PAGE) if not step.endswith((".json", ".py"))]
+    assert len(steps) > 20
+    assert [step for step in steps if not step_exists(step)] == []
+    assert not step_exists("losses.balanced.unbalanced_loss")
+    assert not step_exists("no_part.function")
 
 
 def test_pure_modules_and_the_classifier_run_where_detectron2_is_not():
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for part, path in modules()
-        if part in (*PURE, "classification")
+        if part in PURE
     ]
     imports = [f"import {name}" for name in names]
     tools = [f"runpy.run_path({str(ROOT / 'tools' / name)!r})" for name in CLASSIFIER_TOOLS]

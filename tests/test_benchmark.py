@@ -314,16 +314,18 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero():
 def test_operations_have_a_table_of_their_own():
     ours = {"convolution": 0.004, "mm": 0.003, "other": 0.001}
     peer = {"convolution": 1.5, **{f"small_{i}": 0.1 - 0.01 * i for i in range(10)}, "other": 0.02}
-    text = report.table([stored(ours_operations_s=ours, peer_operations_s=peer)])
-    rows = text[text.index("| operation |") :].splitlines()
+    text = report.operation_tables([stored(ours_operations_s=ours, peer_operations_s=peer)])
+    table = text[text.index("| operation |") :]
+    rows = table[: table.index("\n\n")].splitlines()
     assert rows[2] == "| convolution | 4 ms | 1.5 s |"
     assert rows[3] == "| small_0 | - | 100 ms |"
     # The five longest of each side, of which one is the same.
     assert rows[6] == "| small_3 | - | 70 ms |" and rows[7] == "| mm | 3 ms | - |"
     assert rows[-1] == "| other | 1 ms | 230 ms |"  # what has no row is among it
     assert len(rows) == 2 + 6 + 1
-    alone = report.table([stored(ours_operations_s=ours, peer_operations_s=None)])
+    alone = report.operation_tables([stored(ours_operations_s=ours, peer_operations_s=None)])
     assert "| mm | 3 ms | - |" in alone and "| other | 1 ms | - |" in alone
+    assert report.operation_tables([stored()]) == ""  # not timed by operation
 
 
 def test_a_summary_is_of_what_has_a_peer():

@@ -1,13 +1,13 @@
 """Measure this package beside its peers: python tools/benchmark.py WORK ... | all [--json FILE]
 
-Ours and the peer run in the same process, in turn; given are medians and the peak memory of both,
-and how far their outputs are apart.
+Ours and the peer run alternately in the same process. The output gives the median time and the peak
+memory of both, and the largest difference of their outputs.
 
     python tools/benchmark.py box_selection
     python tools/benchmark.py image --classes 80 1203 5000 --repeat 3 --json image.json
     python tools/benchmark.py all --device cuda
 
-Stored measurements become the tables of docs/PERFORMANCE.md with tools/report.py.
+tools/report.py turns stored measurements into the tables of docs/performance/.
 """
 
 import argparse

@@ -7,7 +7,7 @@
 
 Data and pretrained weights are made on the way, and what a method starts from is run first. Runs
 that are stored already are left as they are; one that was interrupted, or stopped by --minutes,
-goes on where it was when the same command is given again. Each result is one file in
+continues where it stopped when the same command is given again. Each result is one file in
 docs/runs/glyphs_lt/SUITE/. --into puts a short table of the suite between <!-- report: SUITE -->
 and <!-- /report --> in another document.
 """
@@ -60,7 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after; run again to go on"
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop after this time; run again to continue",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)"
@@ -160,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not args.ablation:
                 compare_with_base(suite, seeds, workspace, args.runs)
         except OutOfTime:
-            print("The time is over; the same command goes on from here.")
+            print("The time is over; the same command continues from here.")
     page.write_page(args.runs, args.page)
     print(f"Wrote {args.page}.")
     if args.into:

@@ -1,7 +1,7 @@
 """Compare methods of long-tailed classification: python tools/compare_classifiers.py digits_lt
 
 Trains every method of a suite at every imbalance with every seed, and stores one JSON file for
-each run; a run that is stored already is skipped, and one that was interrupted goes on. A second
+each run; a run that is stored already is skipped, and an interrupted run continues. A second
 stage starts from the first stage of its seed, which is trained once.
 
     python tools/compare_classifiers.py digits_lt --seeds 5
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: the suite's")
     parser.add_argument("--imbalances", nargs="+", type=int, help="default: the suite's")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the stored runs")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="directory of the stored runs")
     parser.add_argument("--report", type=Path, metavar="DOCUMENT.md", help="update its tables")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="settings of every run"

@@ -5,15 +5,18 @@ Every number in this project's documents comes from a stored run through this to
     python tools/report.py output/demo                       print the run's table as Markdown
     python tools/report.py output/demo --save docs/runs/quickstart.json
     python tools/report.py docs/runs/quickstart.json --into README.md
-    python tools/report.py docs/runs/performance/*.json --into docs/PERFORMANCE.md
+    python tools/report.py docs/runs/performance/*.json --into docs/performance/MEASUREMENTS.md
+    python tools/report.py docs/runs/performance/*.json --operations
+        --into docs/performance/OPERATIONS.md
     python tools/report.py docs/runs/performance/classes.json --plot docs/images/classes.png
     python tools/report.py docs/runs/performance/{heads,image,train,evaluation}.json
         --summary performance --into README.md
 
-What tools/benchmark.py --json wrote is a run too; --plot draws how its times grow with the number
-of classes or proposals. --into replaces what stands between <!-- report: RUN --> and
-<!-- /report --> in a document, where RUN is the stored run's file name without .json. --summary
-makes one short table of all measurements that are given, with a name of its own.
+A file that tools/benchmark.py --json wrote is a run too; --plot draws its times against the number
+of classes or proposals. --into replaces the text between <!-- report: RUN --> and <!-- /report -->
+in a document, where RUN is the stored run's file name without .json. --operations makes the tables
+of the time of each operation instead, and leaves out runs without such times. --summary makes one
+short table of all given measurements, under the given name.
 """
 
 import argparse
@@ -34,7 +37,7 @@ from lab.provenance import describe, environment
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """A stored run, or the run whose OUTPUT_DIR is `path`.
+    """Return a stored run, or the run whose OUTPUT_DIR is `path`.
 
     Raises:
         InputError: there are no results.
@@ -60,7 +63,7 @@ def load_run(path: Path) -> dict[str, Any]:
 
 
 def trained_table(runs: Sequence[dict[str, Any]]) -> str:
-    """A row for each run and task, and below it a line on how each was made."""
+    """Return a table with a row for each run and task, and below it how each was made."""
     rows = [
         [run["name"], task, *("-" if scores[m] < 0 else f"{scores[m]:.1f}" for m in METRICS)]
         for run in runs
@@ -79,9 +82,11 @@ def _measurements(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for run in runs for record in run.get("records", [])]
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """A table of trained runs, or of measurements."""
+def table(runs: Sequence[dict[str, Any]], *, operations: bool = False) -> str:
+    """Return the tables of trained runs and of measurements, or of the latter's operations."""
     measured = _measurements(runs)
+    if operations:
+        return benchmark_report.operation_tables(measured)
     trained = [run for run in runs if "records" not in run]
     tables = [
         *([benchmark_report.table(measured)] if measured else []),
@@ -97,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR|RUN.json")
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
+    parser.add_argument("--operations", action="store_true", help="tables by operation instead")
     parser.add_argument("--summary", metavar="NAME", help="one short table of all measurements")
     parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw measurements")
     args = parser.parse_args(argv)
@@ -112,11 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             file.write(orjson.dumps(runs[0], option=orjson.OPT_INDENT_2))
     summary = benchmark_report.summary(_measurements(runs)) if args.summary else None
     if not args.into:
-        print(summary or table(runs))
+        print(summary or table(runs, operations=args.operations))
     elif summary:
         markdown.update_blocks(args.into, {args.summary: summary})
     else:
-        markdown.update_blocks(args.into, {run["name"]: table([run]) for run in runs})
+        tables = {run["name"]: table([run], operations=args.operations) for run in runs}
+        markdown.update_blocks(args.into, {name: text for name, text in tables.items() if text})
 
 
 if __name__ == "__main__":

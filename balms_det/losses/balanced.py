@@ -79,7 +79,9 @@ def balanced_sigmoid_margins(
     total: int | None = None,
     constant: Literal["keep", "drop"] = "keep",
 ) -> Tensor:
-    """The margins of Balanced Sigmoid (slides "Balanced Activation"; derived in docs/METHOD.md).
+    """The margins of Balanced Sigmoid (slides "Balanced Activation").
+
+    docs/methods/BALANCED_LOSSES.md derives them.
 
         m_j = log[ (n/k) / n_j * (n - n_j) / (n - n/k) ]
 

@@ -18,10 +18,7 @@ _OPERATIONS = 5  # of each side, that have rows
 
 
 def table(records: Sequence[Record]) -> str:
-    """A table with a row for each record, and below it machine, versions and commands.
-
-    Where operations were timed one by one, a table of these follows for each record.
-    """
+    """Return a table with a row for each record, and below it machine, versions and commands."""
     varied = [name for name in _sizes(records) if len({r["sizes"].get(name) for r in records}) > 1]
     counted = any("ours_arithmetic_s" in record for record in records)
     arithmetic = ["arithmetic", "peer's arithmetic"] if counted else []
@@ -50,12 +47,21 @@ def table(records: Sequence[Record]) -> str:
             ]
         )
     lines = markdown.table(headers, rows, left=(0, headers.index("peer")))
+    return "\n".join([lines, "", *_circumstances(records)])
+
+
+def operation_tables(records: Sequence[Record]) -> str:
+    """Return the time of each operation, a table for each record, and how it was measured.
+
+    Records without times of operations have no table; without any such record, the result is
+    empty.
+    """
     timed = [record for record in records if "ours_operations_s" in record]
-    return "\n".join([lines, "", *_circumstances(records), *map(_operations, timed)])
+    return "\n".join([*map(_operations, timed), *_circumstances(timed)]) if timed else ""
 
 
 def _operations(record: Record) -> str:
-    """Where the time of both sides goes, by operation, the longest first."""
+    """Return the time of both sides by operation, the longest first."""
     ours, peer = record["ours_operations_s"], record["peer_operations_s"] or {}
     chosen: set[str] = set()
     for times in (ours, peer):
@@ -68,13 +74,14 @@ def _operations(record: Record) -> str:
         rows.append([*(times.get(name) for name in names[:-1]), rest if times else None])
     rows = [[name, *map(_time, pair)] for name, *pair in zip(names, *rows, strict=True)]
     table = markdown.table(["operation", "ours", "peer's"], rows)
-    return f"\n{_name(record)}, once more, by operation:\n\n{table}"
+    return f"{_name(record)}:\n\n{table}\n"
 
 
 def summary(records: Sequence[Record]) -> str:
-    """A row for each record that has a peer: how many times as fast, and at which memory.
+    """Return a table of speed and memory relative to the peer, with a row for each record.
 
-    "-" is what was not measured, or not compared.
+    Records without a peer's time are left out. "-" marks a value that was not measured or not
+    compared.
     """
     rows = [
         [
@@ -88,13 +95,13 @@ def summary(records: Sequence[Record]) -> str:
         for record in records
         if record["ratio"] is not None
     ]
-    headers = ["work", "peer", "time", "times as fast", "of the memory", "diff."]
+    headers = ["work", "peer", "time", "speedup", "memory ratio", "diff."]
     machines = dict.fromkeys(record["machine"] for record in records)
     return markdown.table(headers, rows, left=(0, 1)) + f"\n\n{'; '.join(machines)}."
 
 
 def plot_scaling(records: Sequence[Record], path: str) -> None:
-    """Draw times and peak memory, ours and the peer's, over the size that varies.
+    """Draw times and peak memory, ours and the peer's, against the size that varies.
 
     Raises:
         InputError: no size takes several values, or the file cannot be written.
@@ -104,7 +111,7 @@ def plot_scaling(records: Sequence[Record], path: str) -> None:
     )
     if size is None:
         raise InputError(
-            "there is nothing to plot over: all records are of one number of classes and of "
+            "there is nothing to plot over: all records have the same number of classes and of "
             "proposals; measure several with tools/benchmark.py WORK --classes 80 365 1203"
         )
     series = defaultdict(list)
@@ -141,12 +148,12 @@ def _name(record: Record) -> str:
 
 
 def _sizes(records: Sequence[Record]) -> list[str]:
-    """Names of the sizes, in the order in which they occur."""
+    """Return the names of the sizes, in the order in which they occur."""
     return list(dict.fromkeys(name for record in records for name in record["sizes"]))
 
 
 def _circumstances(records: Sequence[Record]) -> list[str]:
-    """Sentences on how the records came about, one for each that differs."""
+    """Return sentences on how the records were measured, and the commands as a code block."""
     sizes: dict[str, set[int]] = defaultdict(set)
     for record in records:
         for name, value in record["sizes"].items():
@@ -154,10 +161,14 @@ def _circumstances(records: Sequence[Record]) -> list[str]:
     same = [f"{value:,} {name}" for name, values in sizes.items() for value in values]
     fixed = [text for text in same if len(sizes[text.split()[1]]) == 1]
     repeats = sorted({str(record["repeat"]) for record in records})
-    lines = [
-        f"{', '.join(fixed)}{'; ' if fixed else ''}medians of {' or '.join(repeats)} runs, in "
-        "brackets the fastest and the slowest; memory beyond model and input."
-    ]
+    if repeats == ["1"]:
+        measured = "times of a single run"
+    else:
+        runs = " or ".join(repeats)
+        measured = f"medians of {runs} runs, in parentheses the fastest and the slowest"
+    conditions = [", ".join(fixed)] if fixed else []
+    conditions += [measured, "memory without model and input"]
+    lines = [f"{'; '.join(conditions)}."]
     parts = {r["peer_part"]: r["peer"] for r in records if "peer_part" in r}
     for part, peer in parts.items():
         lines.append(f"{peer} did {part:.3g} of the work; its time is scaled to the whole.")
@@ -170,7 +181,7 @@ def _circumstances(records: Sequence[Record]) -> list[str]:
 
 
 def _seconds(record: Record, side: str) -> str:
-    """A median with its range, or why there is none."""
+    """Return a median with its range, or why there is none."""
     median = record[f"{side}_s"]
     if median is None:
         return record.get("peer_error", "-")
@@ -195,7 +206,7 @@ def _share(ours: float | None, peer: float | None) -> str:
 
 
 def _difference(record: Record) -> str:
-    """The largest, and which it is where there are several that are not zero."""
+    """Return the largest difference; several that are not zero with their names."""
     largest = _cell(record["max_abs_diff"], ".1e", zero="0")
     if not record["max_abs_diff"] or "differences" not in record:
         return largest

@@ -128,13 +128,13 @@ def provenance(runs: Sequence[Run]) -> str:
     minutes = sum(run["seconds_of_training"] for run in runs) / 60
     counts = {run["imbalance"]: run["class_counts"] for run in runs}
     classes = "; ".join(
-        f"IF {imbalance}: {sum(n)} training images, {n[0]} of the largest class and {n[-1]} of "
+        f"IF {imbalance}: {sum(n)} training images, {n[0]} in the largest class and {n[-1]} in "
         "the smallest"
         for imbalance, n in sorted(counts.items(), reverse=True)
     )
     return (
         f"{len(runs)} runs, {seeds} seed{'s' if seeds > 1 else ''}. {classes}. {minutes:.0f} "
-        f"minutes of training in all; {describe(runs[0])}."
+        f"minutes of training in total; {describe(runs[0])}."
     )
 
 
@@ -147,7 +147,7 @@ def throughput_table(records: Sequence[Mapping[str, Any]]) -> str:
         rows.append([record["work"], f"{ours:.0f}", f"{peer:.0f}", f"{record['ratio']:.1f}"])
     first = records[0]
     made = (
-        f"{first['repeat']} repetitions in turn, medians; {first['peer']}; "
+        f"medians of {first['repeat']} alternating repetitions; {first['peer']}; "
         f"load average {first['load_average']}; {describe(first)}."
     )
     headers = ["loop", "ours, images/s", "torchvision's, images/s", "ratio"]
@@ -182,7 +182,7 @@ def plot_marginals(
         axes.set_title(method.replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    grid.flat[0].set_ylim(bottom=0)  # last, for it ends the search for the upper limit
+    grid.flat[0].set_ylim(bottom=0)  # last, because it fixes the upper limit
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_visible(False)
     handles, labels = grid.flat[0].get_legend_handles_labels()

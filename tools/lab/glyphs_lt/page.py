@@ -1,4 +1,4 @@
-"""docs/RESULTS.md: tables and pictures made of the stored runs, and of nothing else."""
+"""Write docs/RESULTS.md: tables and figures that are computed from the stored runs alone."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ StoredRun = Mapping[str, Any]
 Runs = dict[str, list[StoredRun]]  # method -> its runs, in the order of their seeds
 
 INTERVALS = "intervals.json"
-# Few enough to be told apart in a picture.
+# Few enough to be told apart in a figure.
 _DRAWN = (
     "rfs", "norcal", "eql", "crt", "seesaw", "balsoftmax", "balsig", "decoupled_balsig", "balms",
 )  # fmt: skip
@@ -35,9 +35,9 @@ def _at_cap(task: str, metric: str) -> Callable[[StoredRun], float]:
 
 
 def _rarest_third(run: StoredRun) -> float:
-    """Mean AP of the third of the classes with the fewest training images, -1 without any.
+    """Return the mean AP of the third of the classes with the fewest training images, or -1.
 
-    It is there at any imbalance, as LVIS's groups are not.
+    This group exists at any imbalance, unlike LVIS's groups.
     """
     counts = run["classes"]["image_count"]
     rarest = sorted(range(len(counts)), key=counts.__getitem__)[: len(counts) // 3]
@@ -54,15 +54,16 @@ _ABLATION_COLUMNS = {**_AP_COLUMNS, "rarest third": _rarest_third, **_FIXED_COLU
 _INTRODUCTION = """\
 # Results
 
-This page is made by `tools/compare.py` from the runs stored in `docs/runs/glyphs_lt/`; no number on
-it is typed. How the benchmark is built, and how to run any row again:
-[GLYPHS_LT.md](GLYPHS_LT.md). Values are percent, means over seeds ± their standard deviation; r, c
-and f are LVIS's groups of rare, common and frequent classes.
+`tools/compare.py` generates this page from the runs that are stored in `docs/runs/glyphs_lt/`.
+[GLYPHS_LT.md](GLYPHS_LT.md) describes the benchmark and how to run any row again;
+[METHODS.md](METHODS.md) says which method to choose. Values are percent: the mean over seeds ± the
+standard deviation. APr, APc and APf are the AP of LVIS's groups of rare, common and frequent
+classes.
 """
 
 
 def load_runs(folder: Path, order: Sequence[str]) -> Runs:
-    """The stored runs of a folder by method, in the given order."""
+    """Return the stored runs of a directory by method, in the given order."""
     runs: Runs = {name: [] for name in order}
     for path in sorted(folder.glob("*-s*.json")):
         run = orjson.loads(path.read_bytes())
@@ -75,7 +76,7 @@ def load_runs(folder: Path, order: Sequence[str]) -> Runs:
 
 
 def write_page(runs_dir: Path, page: Path) -> None:
-    """Write the page, and its pictures beside it.
+    """Write the page, and its figures in images/ beside it.
 
     Args:
         runs_dir: ``docs/runs/glyphs_lt``.
@@ -87,7 +88,7 @@ def write_page(runs_dir: Path, page: Path) -> None:
         runs = load_runs(folder, list(METHODS))
         parts.append(f"## {suite.name}\n")
         if not runs:
-            parts.append("Defined and generated, and not run yet.\n")
+            parts.append("This suite is defined but not run yet.\n")
             continue
         parts += _of_suite(suite, runs, folder, page)
         for name, ablation in ABLATIONS.items():
@@ -101,7 +102,7 @@ def write_page(runs_dir: Path, page: Path) -> None:
 
 
 def short_table(suite: Suite, runs_dir: Path) -> str:
-    """A few methods' AP and how it was had, for another document.
+    """Return a table of a few methods' AP, with machine and versions, for another document.
 
     Raises:
         InputError: no run of the suite is stored.
@@ -120,7 +121,7 @@ def short_table(suite: Suite, runs_dir: Path) -> str:
 def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
     cap = next(iter(runs.values()))[0]["cap"]
     parts = [
-        f"Masks, with at most {cap} detections of an image counted.\n",
+        f"AP of masks; the {cap} best detections of each image count.\n",
         _table(runs, _MAIN_COLUMNS) + "\n",
     ]
     path = folder / INTERVALS
@@ -132,8 +133,8 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
         _caps_table(runs, "APr") + "\n",
         "### AP-Fixed\n",
         f"The {suite.class_budget} best detections of each class over the whole validation set "
-        f"count, of the {suite.stored} of each image that are stored, and no cap per image "
-        "(arXiv:2102.01066).\n",
+        f"count, without a cap per image (arXiv:2102.01066). They are chosen among the "
+        f"{suite.stored} stored detections of each image.\n",
         markdown.table(
             ["method", *METRICS],
             [
@@ -145,7 +146,7 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
     ]
     drawn = {name: runs[name] for name in _DRAWN if name in runs}
     joint = {name: r for name, r in runs.items() if r[0]["stage"] == "joint"}
-    pictures: list[tuple[str, str, Callable[[Path], None]]] = [
+    figures: list[tuple[str, str, Callable[[Path], None]]] = [
         (
             "ap_by_frequency",
             "AP of each class against its training images",
@@ -167,12 +168,12 @@ def _of_suite(suite: Suite, runs: Runs, folder: Path, page: Path) -> list[str]:
             lambda path: plots.plot_learning_curves(joint, path),
         ),
     ]
-    parts.append("### Pictures\n")
-    for name, caption, draw in pictures:
+    parts.append("### Figures\n")
+    for name, caption, draw in figures:
         relative = f"images/{suite.name}_{name}.png"
         draw(page.parent / relative)
         parts.append(f"![{caption}]({relative})\n\n{caption}.\n")
-    parts += ["### How they were made\n", _provenance(runs) + "\n"]
+    parts += ["### Commands, time and commits\n", _provenance(runs) + "\n"]
     return parts
 
 
@@ -194,7 +195,7 @@ def _table(runs: Runs, columns: Mapping[str, Callable[[StoredRun], float]]) -> s
 
 
 def _with_bases(variants: Runs, runs: Runs) -> Runs:
-    """The variants, and before what only corrects a base at test time, that base's same seeds."""
+    """Return the variants, with the base before each that only corrects it at test time."""
     shown: Runs = {}
     for name, of_variant in variants.items():
         base = of_variant[0]["base"]
@@ -238,8 +239,8 @@ def _intervals(stored: Mapping[str, Any], runs: Runs) -> list[str]:
     baseline = titles[stored["baseline"]]
     return [
         f"### Differences from {baseline}\n",
-        f"With {stored['confidence']:.0%} bootstrap intervals over images, of the runs with seed "
-        f"{', '.join(map(str, stored['seeds']))} taken together.\n",
+        f"With {stored['confidence']:.0%} bootstrap intervals over images; the runs of seeds "
+        f"{', '.join(map(str, stored['seeds']))} are pooled.\n",
         markdown.table(["method", *METRICS], rows) + "\n",
     ]
 

@@ -1,4 +1,4 @@
-"""The pictures of the page of results, drawn from stored runs alone."""
+"""Draw the figures of docs/RESULTS.md from stored runs alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # method -> its runs, a seed e
 
 
 def plot_ap_by_frequency(runs: Runs, path: Path) -> None:
-    """Each class's mask AP, the mean of the seeds, against its training images."""
+    """Draw the mask AP of each class, the mean over seeds, against its training images."""
     figure, axes = _figure("training images of the class", "mask AP, percent")
     for _, title, of_method in _titled(runs):
         counts = np.array(of_method[0]["classes"]["image_count"])
@@ -29,7 +29,7 @@ def plot_ap_by_frequency(runs: Runs, path: Path) -> None:
 
 
 def plot_predicted_labels(runs: Runs, path: Path) -> None:
-    """Which share of the counted detections is of each class, from frequent to rare."""
+    """Draw the share of each class in the counted detections, from frequent to rare."""
     figure, axes = _figure("classes, the most frequent in training first", "share of detections")
     for _, title, of_method in _titled(runs):
         order = np.argsort(of_method[0]["classes"]["image_count"], kind="stable")[::-1]
@@ -41,7 +41,7 @@ def plot_predicted_labels(runs: Runs, path: Path) -> None:
 
 
 def plot_learning_curves(runs: Runs, path: Path) -> None:
-    """How often the highest logit of a foreground proposal is right, in training."""
+    """Draw how often the highest logit of a foreground proposal is right, in training."""
     figure, axes = _figure("iteration", "accuracy on foreground proposals, percent")
     for _, title, of_method in _titled(runs):
         curves = [run["learning_curve"] for run in of_method]
@@ -53,7 +53,7 @@ def plot_learning_curves(runs: Runs, path: Path) -> None:
 
 
 def plot_ap_by_cap(runs: Runs, path: Path, metric: str) -> None:
-    """A metric of masks against the cap on detections per image."""
+    """Draw a metric of masks against the cap on detections per image."""
     figure, axes = _figure("detections per image that count", f"mask {metric}, percent")
     for _, title, of_method in _titled(runs):
         caps = sorted(map(int, of_method[0]["caps"]))
@@ -70,7 +70,7 @@ def _titled(runs: Runs) -> list[tuple[str, str, Sequence[Mapping[str, Any]]]]:
 
 
 def _smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
-    """A running mean over `width` neighbours, fewer at the ends."""
+    """Return a running mean over `width` neighbours, fewer at the ends."""
     half = width // 2
     return np.array(
         [np.nanmean(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
