@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from commands_in_docs import DOCUMENTS, split
 
+from balms_det.config.reference import key_reference
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "runs"
 
@@ -204,3 +206,8 @@ def test_stored_measurements_name_no_machine_and_no_folder(path):
     for record in json.loads(path.read_text()):
         assert record["command"].startswith("python tools/benchmark.py ")
         assert "/home" not in json.dumps(record) and platform.node() not in json.dumps(record)
+
+
+def test_the_reference_of_keys_is_generated_from_the_options():
+    page = (ROOT / "docs" / "CONFIGURATION.md").read_text(encoding="utf-8")
+    assert f"<!-- report: keys -->\n\n{key_reference()}\n\n<!-- /report -->" in page

@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from balms_det.config.reference import key_reference
 from balms_det.evaluation.report import METRICS
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
@@ -99,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR|RUN.json")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="OUTPUT_DIR|RUN.json")
+    parser.add_argument("--keys", action="store_true", help="the reference of configuration keys")
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
     parser.add_argument("--operations", action="store_true", help="tables by operation instead")
@@ -107,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw measurements")
     args = parser.parse_args(argv)
 
+    if args.keys:
+        if not args.into:
+            parser.error("--keys needs --into DOCUMENT.md")
+        markdown.update_blocks(args.into, {"keys": key_reference()})
+        return
+    if not args.runs:
+        parser.error("no run is given: name the OUTPUT_DIR of a run, or a stored run")
     runs = [load_run(path) for path in args.runs]
     if args.plot:
         benchmark_report.plot_scaling(_measurements(runs), str(args.plot))

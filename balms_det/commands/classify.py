@@ -1,9 +1,9 @@
 """Train a classifier on a long tail, and test it.
 
-    python tools/train_classifier.py --config-file configs/classification/digits_lt_balms.yaml \\
+    python tools/train_classifier.py --config-file digits_lt+balms \\
         IMBALANCE 100
 
-A second stage needs its first stage's checkpoint: train digits_lt_softmax.yaml first, with the same
+A second stage needs its first stage's checkpoint: train digits_lt+softmax first, with the same
 IMBALANCE and SEED. Checkpoints and results.json are in OUTPUT_DIR. Keys and their meaning are in
 balms_det/classification/config.py.
 """

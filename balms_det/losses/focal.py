@@ -52,7 +52,7 @@ class FocalOptions(Options):
     gamma: float = option(
         "FOCAL.GAMMA",
         2.0,
-        "Exponent of the focus on badly classified elements; 0 is no focus.",
+        "Exponent of the focus on badly classified elements; 0 turns the focus off.",
         allowed=AT_LEAST_0,
         source="arXiv:1708.02002, section 5.1",
     )
