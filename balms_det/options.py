@@ -140,13 +140,13 @@ def check_keys(cfg: Any, prefix: str, options: type[Options]) -> None:
 
     Args:
         cfg: the whole configuration.
-        prefix: path of the node that the keys of `options` lie below.
+        prefix: path of the node that the keys of `options` lie below; empty for the root.
 
     Raises:
         InputError: names the whole key, its value and what is allowed.
     """
     for item in options_of(options):
-        key = f"{prefix}.{item.key}"
+        key = f"{prefix}.{item.key}" if prefix else item.key
         try:
             value = _at(cfg, key)
         except KeyError:

@@ -91,7 +91,7 @@ def test_misspelt_keys_and_missing_files_are_named():
         load("digits_lt+softmax", "IMBALANC", 10)
     with pytest.raises(InputError, match="nowhere.yaml: there is no such configuration file"):
         load_config("nowhere.yaml")
-    with pytest.raises(InputError, match="ZZZ; see balms_det/classification/config.py"):
+    with pytest.raises(InputError, match="ZZZ; see balms_det/classification/options.py"):
         load("digits_lt+softmax", "ZZZ", 10)
 
 

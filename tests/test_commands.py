@@ -43,9 +43,9 @@ def test_help_imports_nothing_heavy(run_python):
 
 
 def test_an_unknown_command_is_one_sentence_with_the_nearest():
-    done = balms_det("trian")
+    done = balms_det("stat")
     assert done.returncode == 2
-    assert done.stderr == "error: there is no command 'trian'; did you mean train?\n"
+    assert done.stderr == "error: there is no command 'stat'; did you mean stats?\n"
     done = balms_det("xyz")
     assert "choose one of train, demo" in done.stderr
 

@@ -25,6 +25,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from balms_det.calibration import Calibration
 from balms_det.data import check_registered
 from balms_det.engine import add_dataset_argument, load_config, resolve_class_stats
 from balms_det.evaluation import (
+    ImagePredictions,
     LVISEvaluator,
     format_results,
     plot_sweep,
@@ -90,6 +92,42 @@ def split_of(args: argparse.Namespace, cfg: Any) -> str:
     return str(name)
 
 
+def warn_of_full_images(predictions: Sequence[ImagePredictions], cap: int) -> None:
+    """Warn where the cap on stored detections may have cut off some that calibration would lift."""
+    num_full = sum(len(prediction.scores) >= cap for prediction in predictions)
+    if num_full:
+        print(
+            f"warning: {num_full} images have TEST.DETECTIONS_PER_IMAGE ({cap}) detections stored, "
+            "so that others which calibration would lift may be missing; store more of them",
+            file=sys.stderr,
+        )
+
+
+def best_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the task, strength and value of the highest AP, of masks where there are any."""
+    task = "segm" if "segm" in records[0] else "bbox"
+    best = max(records, key=lambda record: record[task]["AP"])
+    return {"task": task, "strength": best["strength"], "AP": best[task]["AP"]}
+
+
+def write(outcome: Mapping[str, Any], output: Path) -> None:
+    """Write the records and their figure, and print the best strength as configuration keys."""
+    method, best = outcome["method"], outcome["best"]
+    symbol, stem = SYMBOLS[method], f"calibration_{method}"
+    output.mkdir(parents=True, exist_ok=True)
+    with atomic_file(output / f"{stem}.json") as file:
+        file.write(orjson.dumps(outcome, option=orjson.OPT_INDENT_2))
+    title = f"{method} on {outcome['split']}"
+    plot_sweep(outcome["records"], output / f"{stem}.png", title=title, xlabel=symbol)
+    print(
+        f"The highest {best['task']} AP is {best['AP']:.2f}, at {symbol} = {best['strength']:g}: "
+        f"MODEL.LONG_TAIL.CALIBRATION.NAME {method} "
+        f"MODEL.LONG_TAIL.CALIBRATION.STRENGTH {best['strength']:g}"
+        + ("." if outcome["exact"] else " (an approximation; see --help).")
+    )
+    print(f"{stem}.json and {stem}.png are in {output}.")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -118,14 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         max_dets_per_image=args.max_detections,
     )
     predictions = read_predictions(path)
-    cap = cfg.TEST.DETECTIONS_PER_IMAGE
-    num_full = sum(len(prediction.scores) >= cap for prediction in predictions)
-    if num_full:
-        print(
-            f"warning: {num_full} images have TEST.DETECTIONS_PER_IMAGE ({cap}) detections stored, "
-            "so that others which calibration would lift may be missing; store more of them",
-            file=sys.stderr,
-        )
+    warn_of_full_images(predictions, cfg.TEST.DETECTIONS_PER_IMAGE)
 
     def calibration(strength: float) -> Calibration:
         return Calibration(args.method, strength, counts, exclusive=exclusive)
@@ -138,27 +169,13 @@ def main(argv: list[str] | None = None) -> None:
         metrics = {task: values for task, values in record.items() if task != "strength"}
         print(f"{symbol} = {record['strength']:g}\n{format_results(metrics)}\n", flush=True)
 
-    task = "segm" if "segm" in records[0] else "bbox"
-    best = max(records, key=lambda record: record[task]["AP"])
-    output = Path(args.output or cfg.OUTPUT_DIR)
-    output.mkdir(parents=True, exist_ok=True)
-    stem = f"calibration_{args.method}"
-    content = {
+    outcome = {
         "method": args.method,
         "split": split,
         "count_by": long_tail.COUNT_BY,
         "max_detections": args.max_detections,
         "exact": exact,
-        "best": {"task": task, "strength": best["strength"], "AP": best[task]["AP"]},
+        "best": best_of(records),
         "records": records,
     }
-    with atomic_file(output / f"{stem}.json") as file:
-        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    plot_sweep(records, output / f"{stem}.png", title=f"{args.method} on {split}", xlabel=symbol)
-    print(
-        f"The highest {task} AP is {best[task]['AP']:.2f}, at {symbol} = {best['strength']:g}: "
-        f"MODEL.LONG_TAIL.CALIBRATION.NAME {args.method} "
-        f"MODEL.LONG_TAIL.CALIBRATION.STRENGTH {best['strength']:g}"
-        + ("." if exact else " (an approximation; see --help).")
-    )
-    print(f"{stem}.json and {stem}.png are in {output}.")
+    write(outcome, Path(args.output or cfg.OUTPUT_DIR))

@@ -5,7 +5,7 @@
 
 A second stage needs its first stage's checkpoint: train digits_lt+softmax first, with the same
 IMBALANCE and SEED. Checkpoints and results.json are in OUTPUT_DIR. Keys and their meaning are in
-balms_det/classification/config.py.
+balms_det/classification/options.py.
 """
 
 import argparse
