@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from balms_det.classification import load_config as load_classifier_config
-from balms_det.config import config_file
+from balms_det.config import config_files
 from balms_det.engine import load_config
 from balms_det.runtime.errors import InputError
 
@@ -139,19 +139,17 @@ def _configuration_fault(name: str, arguments: Sequence[str]) -> str | None:
     """Return what the configuration of a command refuses: its file, a key or a value."""
     flags, overrides = _flags_and_overrides(arguments)
     if name.startswith("compare") and overrides:
-        flags["config_file"] = config_file(f"classification/{arguments[0]}_softmax.yaml")
+        flags["config_file"] = f"{arguments[0]}+softmax"
     file = flags.get("config_file")
     if file is None:
         return f"{name} has overrides but no configuration" if overrides else None
-    if not Path(ROOT, file).is_file():
-        return f"there is no configuration {file}"
     try:
-        if "/classification/" in str(file):
-            load_classifier_config(str(ROOT / file), overrides)
+        if any("classification" in path for path in config_files(file)):
+            load_classifier_config(file, overrides)
         else:
             load_config(
                 argparse.Namespace(
-                    **{**flags, "config_file": str(ROOT / file), "opts": overrides, "dataset": []}
+                    **{**flags, "config_file": file, "opts": overrides, "dataset": []}
                 )
             )
     except InputError as error:

@@ -101,7 +101,5 @@ def test_ldam_margin_is_one_of_the_cosine():
     scales = []
     for name in ("linear", "cosine"):
         cfg = cfg_with("CLASSIFIER", name, "COSINE_TEMPERATURE", T, "LOSS.NAME", "ldam")
-        scales.append(
-            LongTailPredictor(cfg, ShapeSpec(channels=INPUTS)).criterion._options["scale"]
-        )
+        scales.append(LongTailPredictor(cfg, ShapeSpec(channels=INPUTS)).criterion.loss._scale)
     assert scales == [1.0, T]

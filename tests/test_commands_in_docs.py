@@ -9,7 +9,7 @@ import yaml
 from commands_in_docs import DOCUMENTS, ROOT, blocks, commands, fault
 from detectron2.config import CfgNode, get_cfg
 
-from balms_det.config import add_balms_config
+from balms_det.config import add_balms_config, config_file
 
 FOUND = sorted(
     {
@@ -44,7 +44,7 @@ def test_the_commands_of_blocks_and_sentences_are_found():
         ("python tools/compare.py --ablation no_such", "does not name no_such"),
         ("python tools/benchmark.py image no_such_work --repeat 3", "does not name no_such_work"),
         ("python -m detectron2.no_such_module", "there is no module"),
-        ("python tools/train_net.py --config-file configs/no_such.yaml", "no configuration"),
+        ("python tools/train_net.py --config-file configs/no_such.yaml", "no such configuration"),
         (
             "python tools/train_net.py --config-file configs/lvis_r50_balsig.yaml "
             "MODEL.LONG_TAIL.NO_SUCH_KEY 1",
@@ -56,8 +56,7 @@ def test_the_commands_of_blocks_and_sentences_are_found():
             "no_such_loss",
         ),
         (
-            "python tools/train_classifier.py --config-file "
-            "configs/classification/digits_lt_softmax.yaml IMBALANCE 0",
+            "python tools/train_classifier.py --config-file digits_lt+softmax IMBALANCE 0",
             "IMBALANCE",
         ),
         ("make no-such-target", "no target"),
@@ -100,4 +99,7 @@ def test_yaml_of_documents_is_a_configuration(document):
     for text in blocks(document.read_text(encoding="utf-8"), "yaml"):
         cfg = get_cfg()
         add_balms_config(cfg)
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
+        content = yaml.safe_load(text)
+        for base in content.pop("_BASE_", ()):
+            cfg.merge_from_file(config_file(base))
+        cfg.merge_from_other_cfg(CfgNode(content))

@@ -154,5 +154,5 @@ def test_an_installed_package_brings_its_configurations(tmp_path):
     )
     found = Path(done.stdout.strip())
     assert found.is_relative_to(tmp_path / "site")
-    assert (found.parent / "base_rcnn_fpn.yaml").is_file()
+    assert (found.parent / "bases" / "rcnn_fpn.yaml").is_file()
     assert (found.parent / "classification" / "digits_lt_balms.yaml").is_file()
