@@ -29,8 +29,6 @@ $(STAMP): constraints.txt setup.py pyproject.toml tools/make_env.py tools/instal
 	@$(if $(PYTHON),$(PYTHON) tools/make_env.py,python3 tools/make_env.py --venv $(VENV))
 	@mkdir -p $(@D) && touch $@
 
-# A user of the demo cannot act on the deprecation warnings of dependencies.
-demo: export PYTHONWARNINGS := ignore
 demo: env
 	@$(RUN) datasets/make_glyphs.py --out $(GLYPHS) --classes 10 --imbalance 20 \
 	    --train-images 1600 --val-images 150 --rare-at-most 250 --common-at-most 700

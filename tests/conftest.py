@@ -4,6 +4,16 @@ import sys
 import pytest
 import torch
 
+from balms_det.runtime.dependency_warnings import KNOWN
+
+
+def pytest_configure(config):
+    """Filter dependencies' warnings by the list that the commands use."""
+    for known in KNOWN:
+        line = f"ignore:{known.message}:{known.category.__name__}:{known.module}"
+        config.addinivalue_line("filterwarnings", line)
+
+
 # The tests' tensors are small: threads cost more than they give.
 torch.set_num_threads(1)
 

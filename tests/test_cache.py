@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_lvis_json, register_lvis_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from balms_det.annotations.class_stats import ClassStats, class_pairs
+from balms_det.annotations.class_pairs import class_pairs
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.file import read_annotation_file
 from balms_det.data import (
     build_train_loader,

@@ -4,10 +4,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from tiny_model import stats_file
 from torch import nn
 
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.classifier import CosineConv2d, CosineLinear
 from balms_det.config import add_balms_config
+from balms_det.losses.criterion import build_criterion
 from balms_det.modeling import LongTailPredictor
 from balms_det.modeling.mask_head import LongTailMaskHead
 
@@ -97,9 +100,10 @@ def test_mask_head_has_the_configured_classifier(name):
     assert set(head.state_dict()) >= {"predictor.weight", "predictor.bias"}
 
 
-def test_ldam_margin_is_one_of_the_cosine():
+def test_ldam_margin_is_one_of_the_cosine(tmp_path):
+    stats = ClassStats.load(stats_file(tmp_path, num_classes=7))
     scales = []
     for name in ("linear", "cosine"):
         cfg = cfg_with("CLASSIFIER", name, "COSINE_TEMPERATURE", T, "LOSS.NAME", "ldam")
-        scales.append(LongTailPredictor(cfg, ShapeSpec(channels=INPUTS)).criterion.loss._scale)
+        scales.append(build_criterion(cfg.MODEL.LONG_TAIL, 7, stats).loss._scale)
     assert scales == [1.0, T]

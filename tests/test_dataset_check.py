@@ -15,7 +15,9 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tool_status import exit_status
 
-from balms_det.annotations.check import Fault, _run_lengths, check_dataset
+from balms_det.annotations.check import check_dataset
+from balms_det.annotations.faults import Fault
+from balms_det.annotations.mask_faults import _run_lengths
 from balms_det.runtime.errors import InputError
 
 TOOL = Path(__file__).parents[1] / "tools" / "check_dataset.py"

@@ -164,7 +164,8 @@ def test_lws_starts_as_the_linear_classifier_and_scales_each_logit():
     assert torch.equal(scaled(features), linear(features))
     with torch.no_grad():
         scaled.scale.factor.copy_(torch.tensor([2.0, 0.5, -1.0]))
-    expected = [[s * x for s, x in zip((2, 0.5, -1), row, strict=True)] for row in linear(features)]
+    rows = linear(features).tolist()
+    expected = [[s * x for s, x in zip((2, 0.5, -1), row, strict=True)] for row in rows]
     torch.testing.assert_close(scaled(features), torch.tensor(expected))
 
 

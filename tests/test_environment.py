@@ -155,4 +155,4 @@ def test_an_installed_package_brings_its_configurations(tmp_path):
     found = Path(done.stdout.strip())
     assert found.is_relative_to(tmp_path / "site")
     assert (found.parent / "bases" / "rcnn_fpn.yaml").is_file()
-    assert (found.parent / "classification" / "digits_lt_balms.yaml").is_file()
+    assert (found.parent / "classification" / "bases" / "digits_lt.yaml").is_file()

@@ -19,13 +19,14 @@ from balms_det.config import add_balms_config, config_file
 from balms_det.engine import validate_config
 from balms_det.evaluation import best_of_each_image, read_predictions
 from balms_det.runtime.errors import InputError
-from lab.glyphs_lt import intervals, page, runs
-from lab.glyphs_lt.methods import ABLATIONS, METHODS, methods_named
+from lab.glyphs_lt import intervals, page, plan, runs
+from lab.glyphs_lt.ablations import ABLATIONS, methods_named
+from lab.glyphs_lt.methods import METHODS
 from lab.glyphs_lt.suites import GLYPHS_LT_CPU, SUITES, suite_named
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY_RUN = [
-    runs.Run(suite, method, 1, ablation)
+    plan.Run(suite, method, 1, ablation)
     for suite in SUITES.values()
     for ablation, methods in [
         ("", METHODS.values()),
@@ -67,9 +68,9 @@ def test_runs_differ_by_what_was_asked_and_by_nothing_else():
     main = [run for run in EVERY_RUN if not run.ablation]
     assert len({run.key() for run in main}) == len(main)
     method, suite = METHODS["decoupled_balsig"], GLYPHS_LT_CPU
-    run = runs.Run(suite, method, 1)
+    run = plan.Run(suite, method, 1)
     paper = next(v for v in ABLATIONS["margin"].variants if v.name == "paper")
-    assert runs.Run(suite, paper, 1, "margin").key() == run.key()
+    assert plan.Run(suite, paper, 1, "margin").key() == run.key()
     for other in (
         dataclasses.replace(run, seed=2),
         dataclasses.replace(run, suite=dataclasses.replace(suite, version=99)),
@@ -138,7 +139,7 @@ def suite():
 def workspace(tmp_path):
     script = tmp_path / "train_net.py"
     script.write_text(TRAIN_NET)
-    return runs.Workspace(tmp_path / "work", script)
+    return plan.Workspace(tmp_path / "work", script)
 
 
 def calls(workspace):
@@ -147,7 +148,7 @@ def calls(workspace):
 
 
 def perform(suite, workspace, name, seed=1):
-    run = runs.Run(suite, METHODS[name], seed)
+    run = plan.Run(suite, METHODS[name], seed)
     return run, runs.perform(run, workspace, workspace.root / "runs", root=ROOT)
 
 
@@ -156,7 +157,7 @@ def test_a_run_makes_what_it_starts_from_and_is_made_once(suite, workspace):
     pretraining, base, second = calls(workspace)
     assert "SOLVER.MAX_ITER" in pretraining and "--resume" in pretraining
     assert base[base.index("MODEL.WEIGHTS") + 1].endswith("model_final.pth")
-    base_dir = runs.output_dir(run.base, workspace)
+    base_dir = plan.output_dir(run.base, workspace)
     assert second[second.index("MODEL.WEIGHTS") + 1] == str(base_dir / "model_final.pth")
     assert "MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE" in second
     assert not list(base_dir.glob("model_0*.pth"))
@@ -185,7 +186,7 @@ def test_a_stored_run_tells_how_it_was_made_and_names_no_machine(suite, workspac
 
 def test_the_counts_as_sampled_are_what_the_run_is_told(suite, workspace):
     method = dataclasses.replace(METHODS["balsig"], name="sampled", sampled_counts=True)
-    run = runs.Run(suite, method, 1)
+    run = plan.Run(suite, method, 1)
     runs.perform(run, workspace, workspace.root / "runs", root=ROOT)
     words = calls(workspace)[-1]
     path = Path(words[words.index("MODEL.LONG_TAIL.STATS_FILE") + 1])
@@ -220,10 +221,10 @@ def test_a_failed_training_is_reported_with_its_log(suite, workspace):
 def test_when_the_time_is_over_a_run_is_stopped_and_goes_on_later(suite, workspace):
     start = time.monotonic()
     slow = dataclasses.replace(workspace, arguments=("slow",), deadline=start + 2)
-    with pytest.raises(runs.OutOfTime):
+    with pytest.raises(plan.OutOfTime):
         perform(suite, slow, "rfs")
     assert time.monotonic() - start < 30
-    with pytest.raises(runs.OutOfTime):
+    with pytest.raises(plan.OutOfTime):
         perform(suite, slow, "rfs")
     perform(suite, workspace, "rfs")
 
@@ -236,7 +237,7 @@ def test_differences_are_those_of_the_scores_and_of_none_with_itself(suite, work
     for name in ("rfs", "balsig"):
         for seed in (1, 2):
             run, result = perform(suite, workspace, name, seed)
-            path = runs.predictions_file(run, workspace)
+            path = plan.predictions_file(run, workspace)
             stored.setdefault(name, []).append((result, read_predictions(path)))
     _, annotations = runs.registered_data(run, workspace)
     (a, a_predictions), (b, b_predictions) = (stored[name][0] for name in ("rfs", "balsig"))
@@ -270,7 +271,7 @@ def test_the_page_holds_every_stored_run_and_the_same_runs_give_the_same_page(
             perform(suite, workspace, name, seed)
     variant = ABLATIONS["margin"].variants[0]
     runs_dir = workspace.root / "runs"
-    runs.perform(runs.Run(suite, variant, 1, "margin"), workspace, runs_dir, root=ROOT)
+    runs.perform(plan.Run(suite, variant, 1, "margin"), workspace, runs_dir, root=ROOT)
     assert page.load_runs(runs_dir / suite.name, list(METHODS)).keys() == {
         "rfs", "crt", "norcal", "balsig",
     }  # fmt: skip
@@ -293,7 +294,7 @@ def test_an_ablation_has_the_rarest_third_and_the_base_of_a_correction(suite, wo
     base, _ = [perform(suite, workspace, "rfs", seed)[1] for seed in (1, 2)]
     variant = next(v for v in ABLATIONS["posthoc"].variants if v.base == "rfs")
     runs_dir, path = workspace.root / "runs", workspace.root / "RESULTS.md"
-    run = runs.perform(runs.Run(suite, variant, 1, "posthoc"), workspace, runs_dir, root=ROOT)
+    run = runs.perform(plan.Run(suite, variant, 1, "posthoc"), workspace, runs_dir, root=ROOT)
     page.write_page(runs_dir, path)
     section = path.read_text().split(ABLATIONS["posthoc"].question)[1]
     header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
@@ -328,7 +329,7 @@ def test_a_method_is_trained_cached_and_calibrated(suite, tmp_path):
     suite = dataclasses.replace(
         suite, config=str(config), pretraining_iters=2, second_stage_iters=20
     )
-    workspace = runs.Workspace(tmp_path / "work", ROOT / "tools" / "train_net.py")
+    workspace = plan.Workspace(tmp_path / "work", ROOT / "tools" / "train_net.py")
     for name in ("decoupled_balsig", "lws", "norcal"):
         _, result = perform(suite, workspace, name)
         assert result["caps"]["20"]["segm"]["AP"] >= 0

@@ -28,16 +28,10 @@ from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
 from lab import markdown
 from lab.glyphs_lt import intervals, page
-from lab.glyphs_lt.methods import ABLATIONS, METHODS, methods_named
-from lab.glyphs_lt.runs import (
-    OutOfTime,
-    Run,
-    Workspace,
-    is_stored,
-    perform,
-    predictions_file,
-    registered_data,
-)
+from lab.glyphs_lt.ablations import ABLATIONS, methods_named
+from lab.glyphs_lt.methods import METHODS
+from lab.glyphs_lt.plan import OutOfTime, Run, Workspace, is_stored, predictions_file
+from lab.glyphs_lt.runs import perform, registered_data
 from lab.glyphs_lt.suites import SUITES, Suite, suite_named
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,18 +6,17 @@ Shapes: K foreground classes, in the order of their category ids; class index i 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
+from balms_det.annotations.class_pairs import IntArray, class_pairs
 from balms_det.annotations.file import AnnotationFile, read_annotation_file, read_json
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.errors import InputError
 
 CountBy = Literal["instances", "images"]
-IntArray = npt.NDArray[np.int64]
 
 _VERSION_KEY = "class_stats_version"
 _VERSION = 1
@@ -30,35 +29,6 @@ def frequency_group(image_count: int) -> str:
         "r" (rare) up to 10 images, "c" (common) up to 100, "f" (frequent) above.
     """
     return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
-
-
-@runtime_checkable
-class HasClassPairs(Protocol):
-    """A data set that knows its annotations' classes without making its dictionaries."""
-
-    def class_pairs(self) -> tuple[IntArray, IntArray]: ...
-
-
-def class_pairs(dataset_dicts: Sequence[Mapping[str, Any]]) -> tuple[IntArray, IntArray]:
-    """Which classes are annotated in which images: crowds, never trained on, are left out.
-
-    Args:
-        dataset_dicts: one of Detectron2's standard dicts per image, or a :class:`HasClassPairs`.
-
-    Returns:
-        (A,) positions of the images in `dataset_dicts`, ascending; and (A,) ``category_id``, as the
-        annotations have it.
-    """
-    if isinstance(dataset_dicts, HasClassPairs):
-        return dataset_dicts.class_pairs()
-    image_index: list[int] = []
-    class_index: list[int] = []
-    for position, record in enumerate(dataset_dicts):
-        for annotation in record.get("annotations", ()):
-            if annotation.get("iscrowd", 0) == 0:
-                image_index.append(position)
-                class_index.append(annotation["category_id"])
-    return np.array(image_index, np.int64), np.array(class_index, np.int64)
 
 
 @dataclass(frozen=True, eq=False)

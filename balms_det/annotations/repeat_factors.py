@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from balms_det.annotations.class_stats import CountBy, class_pairs
+from balms_det.annotations.class_pairs import class_pairs
+from balms_det.annotations.class_stats import CountBy
 from balms_det.runtime.errors import InputError
 
 IntArray = npt.NDArray[np.int64]

@@ -28,7 +28,6 @@ from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
-from tqdm import tqdm
 
 from balms_det.annotations.class_stats import ClassStats, frequency_group
 from balms_det.engine import (
@@ -41,6 +40,7 @@ from balms_det.engine import (
 from balms_det.evaluation.visualize import draw_predictions
 from balms_det.modeling import prepared_for_inference
 from balms_det.runtime.errors import InputError
+from balms_det.runtime.progress import progress_bar
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     predictions, unreadable = [], []
-    for path in tqdm(images, desc="Predicting", unit="image"):
+    for path in progress_bar(images, "Predicting"):
         try:
             image = read_image(path, format="RGB")
         except OSError as error:

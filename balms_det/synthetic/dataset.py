@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import orjson
-from tqdm import tqdm
 
 from balms_det.runtime.errors import InputError
+from balms_det.runtime.progress import progress_bar
 from balms_det.synthetic.class_counts import balanced_counts, long_tail_counts
 from balms_det.synthetic.glyphs import class_name, glyph_characters
 from balms_det.synthetic.options import GlyphOptions
@@ -79,12 +79,8 @@ def generate(
         draw = partial(draw_image, options=options, characters=characters, out_dir=out_dir)
         with _parallel_map(workers) as parallel_map:
             drawn = list(
-                tqdm(
-                    parallel_map(draw, tasks),
-                    total=len(tasks),
-                    desc="Drawing glyphs",
-                    unit="image",
-                    disable=not progress,
+                progress_bar(
+                    parallel_map(draw, tasks), "Drawing glyphs", total=len(tasks), show=progress
                 )
             )
         labels = {split: [each for each in drawn if each.task.split == split]

@@ -157,10 +157,8 @@ def lvis_evaluation(
         del file
         for task in ("bbox", "segm"):
             ours = _evaluator(path, task)
-            ours_on_part, peer = (
-                _evaluator(part, task),
-                _evaluator(part, task, precision_of=lvis_api_precision),
-            )
+            ours_on_part = _evaluator(part, task)
+            peer = _evaluator(part, task, precision_of=lvis_api_precision)
             yield Comparison(
                 "lvis",
                 lambda ours=ours: ours.score(predictions),

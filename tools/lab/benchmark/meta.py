@@ -22,6 +22,7 @@ _SGD = {"lr": 0.02, "momentum": 0.9}
 _WEIGHT_DECAY = 1e-4
 
 
+# Long: the functions of one measurement share its tensors.
 def meta_step(
     device: str, *, classes: int = 1203, rois: int = 1024, features: int = 1024
 ) -> Iterator[Comparison]:

@@ -10,8 +10,9 @@ import orjson
 from balms_det.runtime.errors import InputError
 from lab import markdown
 from lab.glyphs_lt import plots
+from lab.glyphs_lt.ablations import ABLATIONS
 from lab.glyphs_lt.intervals import METRICS
-from lab.glyphs_lt.methods import ABLATIONS, METHODS
+from lab.glyphs_lt.methods import METHODS
 from lab.glyphs_lt.suites import SUITES, Suite
 from lab.provenance import describe
 

@@ -8,23 +8,15 @@ Several may be performed at the same time, by threads or by processes that share
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from detectron2.config import get_cfg
 from filelock import FileLock
 
 from balms_det.annotations.class_stats import ClassStats
@@ -36,179 +28,29 @@ from balms_det.annotations.repeat_factors import (
     image_frequency,
     image_repeat_factors,
 )
-from balms_det.config import add_balms_config, config_file
+from balms_det.config import config_file
 from balms_det.data import load_dataset_dicts, register_dataset
-from balms_det.engine.feature_cache.extraction import VERSION as CACHE_VERSION
 from balms_det.runtime.atomic_file import atomic_file
-from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions, annotation_path, generate
 from lab.glyphs_lt import record
-from lab.glyphs_lt.methods import METHODS, Method, Share
+from lab.glyphs_lt.plan import (
+    Run,
+    Workspace,
+    configured,
+    digest,
+    is_stored,
+    output_dir,
+    predictions_file,
+    read,
+)
 from lab.glyphs_lt.suites import Suite
 from lab.provenance import commit, environment
 
-_CLASSIFIER = "roi_heads.box_predictor.cls_score"
-_DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
 _PRETRAINING_SEED = 0
 # A detector's state during training, which is not needed once training is over.
 _INTERMEDIATE = "model_[0-9]*.pth"
-# As little as a test-time correction needs that makes scores small.
-_TEST_THRESHOLD = 1e-6
 # Detectron2's catalog of data sets, which scoring enters validation sets into, is one for all.
 _scoring = threading.Lock()
-
-
-class OutOfTime(Exception):
-    """The time that was given is over; what was done is kept."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where runs are made, how, and until when.
-
-    Attributes:
-        root: folder for data sets, checkpoints and predictions.
-        train_net: path of tools/train_net.py.
-        workers: processes that draw data sets.
-        arguments: further ones of its command line, such as ``--num-gpus 8``.
-        deadline: of time.monotonic(), at which a run is stopped, to be gone on with another time.
-    """
-
-    root: Path
-    train_net: Path
-    workers: int = 1
-    arguments: tuple[str, ...] = ()
-    deadline: float = float("inf")
-
-    def run(self, arguments: Sequence[str], log: Path, threads: int | None) -> None:
-        """One run of tools/train_net.py.
-
-        Args:
-            arguments: of its command line.
-            log: what it prints is appended here.
-            threads: that it computes with; None for its own choice.
-
-        Raises:
-            OutOfTime: it was stopped.
-            InputError: it failed.
-        """
-        if time.monotonic() >= self.deadline:
-            raise OutOfTime
-        command = [sys.executable, str(self.train_net), *self.arguments, *arguments]
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            log.open("ab") as file,
-            subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process,
-        ):
-            try:
-                remaining = self.deadline - time.monotonic()
-                process.wait(None if remaining == float("inf") else max(remaining, 0))
-            except subprocess.TimeoutExpired as error:
-                raise OutOfTime from error
-            finally:
-                process.terminate()
-        if process.returncode:
-            raise InputError(
-                f"{log}: training failed with status {process.returncode}; its last lines tell why"
-            )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training or test of a suite, with one seed.
-
-    Attributes:
-        suite, method: what.
-        seed: of everything random but the data.
-        ablation: "" for the main comparison.
-    """
-
-    suite: Suite
-    method: Method
-    seed: int
-    ablation: str = ""
-
-    @property
-    def stage(self) -> str:
-        if self.method.stage != "suite":
-            return self.method.stage
-        return "joint" if self.method.name in self.suite.joint else "second"
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the run trains on cached features."""
-        return self.stage == "second" and self.method.cached
-
-    @property
-    def base(self) -> "Run | None":
-        """The run whose detector this one starts from; None for joint training."""
-        if self.stage == "joint":
-            return None
-        return Run(self.suite, METHODS[self.method.base or self.suite.base], self.seed)
-
-    @property
-    def data(self) -> GlyphOptions:
-        return dataclasses.replace(self.suite.data, **self.method.data)
-
-    def stored(self, runs_dir: Path) -> Path:
-        """Where the result is stored."""
-        return runs_dir / self.suite.name / self.ablation / f"{self.method.name}-s{self.seed}.json"
-
-    def options(self) -> dict[str, Any]:
-        """What the method adds to the suite's configuration; paths and seed apart."""
-        iterations = _configured(self.suite).SOLVER.MAX_ITER
-        options = dict(self.method.lines())
-        if self.stage == "test":
-            options["MODEL.ROI_HEADS.SCORE_THRESH_TEST"] = _TEST_THRESHOLD
-        if self.stage == "second":
-            options[f"{_DECOUPLE}.ENABLED"] = True
-            iterations = self.suite.second_stage_iters
-            options["SOLVER.MAX_ITER"] = iterations
-            if options.get("MODEL.LONG_TAIL.CLASSIFIER") != "lws":
-                # Sigmoid, softmax and cosine classifiers cannot continue one another.
-                options[f"{_DECOUPLE}.REINIT"] = [_CLASSIFIER]
-        return {
-            key: int(value * iterations) if isinstance(value, Share) else value
-            for key, value in options.items()
-        }
-
-    def key(self) -> str:
-        """A digest of all that decides the result but versions and machine."""
-        base, pretraining = self.base, self.suite.pretraining
-        content = {
-            "suite": [self.suite.name, self.suite.version],
-            "stage": self.stage,
-            "seed": self.seed,
-            "options": self.options(),
-            # What is kept of an image decides a second stage on cached features.
-            "cached": CACHE_VERSION if self.is_cached else self.method.cached,
-            "sampled_counts": self.method.sampled_counts,
-            "data": dataclasses.asdict(self.data),
-            "base": base.key() if base else None,
-            "pretraining": [pretraining and dataclasses.asdict(pretraining)],
-            "pretraining_iters": self.suite.pretraining_iters,
-            "stored": self.suite.stored,
-        }
-        return _digest(content)
-
-
-def is_stored(run: Run, runs_dir: Path) -> bool:
-    """Whether the result of exactly this run is among the stored ones."""
-    path = run.stored(runs_dir)
-    return path.is_file() and bool(_read(path)["key"] == run.key())
-
-
-def output_dir(run: Run, workspace: Workspace) -> Path:
-    """Where the run works: checkpoints, log and predictions."""
-    return workspace.root / run.suite.name / run.key()
-
-
-def predictions_file(run: Run, workspace: Workspace) -> Path:
-    """The stored detections of a finished run."""
-    return output_dir(run, workspace) / "inference" / "lvis_instances_results.json"
 
 
 def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> dict[str, Any]:
@@ -225,7 +67,7 @@ def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> di
     """
     path = run.stored(runs_dir)
     if is_stored(run, runs_dir):
-        return _read(path)
+        return read(path)
     output = _trained(run, workspace)
     with _scoring:
         result = _result(run, workspace, output, root)
@@ -267,7 +109,9 @@ def _train(run: Run, workspace: Workspace, output: Path) -> None:
     if run.stage == "test":
         mode = "--eval-only"
     elif run.is_cached:
-        options[f"{_DECOUPLE}.FEATURE_CACHE"] = workspace.root / run.suite.name / "features"
+        options["MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE"] = (
+            workspace.root / run.suite.name / "features"
+        )
     folder = _generated(run.data, workspace)
     if run.method.sampled_counts:
         options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
@@ -292,7 +136,7 @@ def _pretrained(suite: Suite, workspace: Workspace) -> Path:
         "SOLVER.MAX_ITER": suite.pretraining_iters,
         "SEED": _PRETRAINING_SEED,
     }
-    key = _digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
+    key = digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
     output = workspace.root / suite.name / f"pretraining-{key}"
     checkpoint = output / "model_final.pth"
     with _alone(output):
@@ -320,7 +164,7 @@ def _train_net(
 
 def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
     """The folder of a data set, made if need be."""
-    folder = workspace.root / "data" / _digest(dataclasses.asdict(data))
+    folder = workspace.root / "data" / digest(dataclasses.asdict(data))
     with _alone(folder):
         generate(folder, data, workers=workspace.workers, progress=True)
     return folder
@@ -333,7 +177,7 @@ def _sampled_stats(run: Run, folder: Path, output: Path) -> Path:
     images = ClassImages.from_dataset_dicts(
         load_dataset_dicts(file, str(folder)), stats.num_classes
     )
-    threshold = _configured(run.suite).DATALOADER.REPEAT_THRESHOLD
+    threshold = configured(run.suite).DATALOADER.REPEAT_THRESHOLD
     factors = class_repeat_factors(image_frequency(images), threshold)
     weights = image_repeat_factors(images, factors)
     counts = {
@@ -348,7 +192,7 @@ def _sampled_stats(run: Run, folder: Path, output: Path) -> Path:
 def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[str, Any]:
     name, annotations = registered_data(run, workspace)
     categories = json.loads(annotations.read_bytes())["categories"]
-    cfg = _configured(run.suite)
+    cfg = configured(run.suite)
     trained = run.stage != "test"
     history = record.training_history(output) if trained else []
     scores = record.scores(
@@ -387,20 +231,6 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
     return result
 
 
-def _configured(suite: Suite) -> Any:
-    """The suite's configuration, to read and not to change."""
-    return _configuration(suite.config)
-
-
-@lru_cache
-def _configuration(name: str) -> Any:
-    cfg = get_cfg()
-    add_balms_config(cfg)
-    cfg.merge_from_file(config_file(name))
-    cfg.freeze()
-    return cfg
-
-
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Nobody else makes what goes into `folder` meanwhile."""
@@ -412,13 +242,3 @@ def _alone(folder: Path) -> Iterator[None]:
 def _remove_intermediate(output: Path) -> None:
     for path in output.glob(_INTERMEDIATE):
         path.unlink()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = orjson.loads(path.read_bytes())
-    return content
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
