@@ -48,7 +48,7 @@ def sgd_step(
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> Tensor:
-    """Where :class:`torch.optim.SGD` would take `parameter`, without taking it there.
+    """Return what a step of :class:`torch.optim.SGD` makes of `parameter`, which stays as it is.
 
     Args:
         parameter: theta, any shape.
@@ -64,7 +64,7 @@ def sgd_step(
 def loss_and_logit_gradients(
     loss: Callable[[Tensor], Tensor], logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The scalar ``loss(logits)`` and its (R, C) gradient.
+    """Return the scalar ``loss(logits)`` and its (R, C) gradient.
 
     No graph of the logits is needed or kept.
     """
@@ -76,7 +76,7 @@ def loss_and_logit_gradients(
 
 
 def head_gradient(features: Tensor, row_gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient at a linear layer from that at its outputs.
+    """Return the gradient at a linear layer from that at its outputs.
 
     Args:
         features: (R, D), the layer's inputs.
@@ -130,7 +130,7 @@ def initial_rate_logits(class_counts: Tensor, power: float = 0.0) -> Tensor:
 
 
 def class_log_weights(class_masses: Tensor, rate_logits: Tensor) -> Tensor:
-    """(K,) log of the unnormalised probability that the Meta Sampler draws each class.
+    """Return (K,) log of the unnormalised probability that the Meta Sampler draws each class.
 
     An example is drawn in proportion to its class's rate, so a class in proportion to its rate
     times the number of its examples.
@@ -173,7 +173,7 @@ def draw_classes(
 def choose_classes(
     log_weights: Tensor, noise: Tensor, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The classes that given noise draws, and their relaxation.
+    """Return the classes that given noise draws, and their relaxation.
 
         drawn = argmax_j (log p_j + g_j),  relaxed = softmax((log p + g) / T)
 
@@ -190,7 +190,7 @@ def choose_classes(
 
 
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:
-    """(K,) mean of each class, and of all together for a class that does not occur.
+    """Return (K,) mean of each class, and of all together for a class that does not occur.
 
     Nothing is known about a class without a draw in the batch. The mean of all is the value that
     makes its share of a straight-through estimate move no rate.

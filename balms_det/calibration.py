@@ -41,7 +41,7 @@ class CalibrationOptions(Options):
         "CALIBRATION.STRENGTH",
         1.0,
         "tau of logit adjustment (paper: 1), gamma of NorCal or tau of tau-normalisation (papers: "
-        "tuned on held-out data, as tools/calibrate.py does). 0 changes nothing.",
+        "tuned on held-out data, as `balms-det calibrate` does). 0 changes nothing.",
         allowed=AT_LEAST_0,
     )
 
@@ -148,7 +148,7 @@ class Calibration(nn.Module):
         self._is_identity = strength == 0
 
     def forward(self, probs: Tensor) -> Tensor:
-        """(R, K + 1) probabilities, corrected."""
+        """Return (R, K + 1) probabilities, corrected."""
         if self._is_identity:
             return probs
         if self._exclusive:
@@ -180,7 +180,7 @@ class Calibration(nn.Module):
 def build_calibration(
     long_tail: Any, stats: ClassStats | None, *, exclusive: bool
 ) -> Calibration | None:
-    """The calibration of probabilities that a MODEL.LONG_TAIL node describes, or None.
+    """Return the calibration of probabilities that a MODEL.LONG_TAIL node describes, or None.
 
     Args:
         long_tail: ``cfg.MODEL.LONG_TAIL``.

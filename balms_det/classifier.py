@@ -101,7 +101,7 @@ CLASSIFIERS: dict[str, type[nn.Linear]] = {
 
 
 def choose_classifier(long_tail: Any) -> Callable[[int, int], nn.Linear]:
-    """The classifier of a MODEL.LONG_TAIL node, still to be given its inputs and outputs."""
+    """Return the classifier of a MODEL.LONG_TAIL node, still to be given its inputs and outputs."""
     if long_tail.CLASSIFIER == "cosine":
         return partial(CosineLinear, temperature=long_tail.COSINE_TEMPERATURE)
     return CLASSIFIERS[long_tail.CLASSIFIER]

@@ -47,7 +47,7 @@ def freeze_except(model: nn.Module, train_modules: Sequence[str]) -> None:
 
 
 def find_modules(model: nn.Module, paths: Sequence[str], key: str) -> list[nn.Module]:
-    """The modules of `model` at exact paths.
+    """Return the modules of `model` at exact paths.
 
     Args:
         key: the configuration key that the paths are from, for the error.
@@ -71,7 +71,7 @@ def find_modules(model: nn.Module, paths: Sequence[str], key: str) -> list[nn.Mo
 
 
 def is_within(path: str, module_paths: Sequence[str]) -> bool:
-    """Whether `path`, of a module or parameter, is or lies below one of `module_paths`."""
+    """Return whether `path`, of a module or parameter, is or lies below one of `module_paths`."""
     return any(f"{path}.".startswith(f"{other}.") for other in module_paths)
 
 

@@ -124,7 +124,7 @@ def options_of(options: type[Options]) -> Iterator[Option]:
 
 
 def add_keys(node: Any, options: type[Options]) -> None:
-    """Add the keys of an options dataclass, with their defaults, to a configuration node."""
+    """Return add the keys of an options dataclass, with their defaults, to a configuration node."""
     for item in options_of(options):
         *path, name = item.key.split(".")
         place = node

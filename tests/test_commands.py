@@ -50,6 +50,22 @@ def test_an_unknown_command_is_one_sentence_with_the_nearest():
     assert "choose one of train, demo" in done.stderr
 
 
+def test_a_command_without_detectron2_says_how_to_install_it(run_python):
+    run_python(
+        "import sys\n"
+        "sys.modules['detectron2'] = None\n"
+        "from balms_det.commands import cli\n"
+        "from balms_det.runtime.errors import InputError\n"
+        "for name in ('train', 'demo', 'calibrate'):\n"
+        "    try:\n"
+        "        cli.command_named(name)\n"
+        "    except InputError as error:\n"
+        "        assert 'balms-det install-detectron2' in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
+    )
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself_under_its_own_name(name):

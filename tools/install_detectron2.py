@@ -1,7 +1,10 @@
 """Install Detectron2 where there is none: `balms-det install-detectron2`."""
 
-from balms_det.commands.install_detectron2 import main
-from balms_det.runtime.command_line import run_tool
+import runpy
+from pathlib import Path
+
+# By its path: it needs nothing of the package, which may not be installed yet.
+COMMAND = Path(__file__).parents[1] / "balms_det" / "commands" / "install_detectron2.py"
 
 if __name__ == "__main__":
-    run_tool(main)
+    runpy.run_path(str(COMMAND))["main"]()

@@ -59,7 +59,7 @@ def main():
 
 
 def pinned(package):
-    """The version of `package` in constraints.txt."""
+    """Return the version of `package` in constraints.txt."""
     with open(CONSTRAINTS) as file:
         pins = dict(line.strip().split("==") for line in file if "==" in line)
     return pins[package]

@@ -70,7 +70,7 @@ class ClassStats:
         self._validate()
 
     def _validate(self) -> None:
-        remedy = "count them again with tools/class_stats.py"
+        remedy = "count them again with `balms-det stats`"
         for field in ("image_counts", "instance_counts", "names", "groups"):
             shape = np.shape(getattr(self, field))
             if shape != (self.num_classes,):
@@ -108,7 +108,7 @@ class ClassStats:
         return len(self.category_ids)
 
     def counts(self, by: CountBy) -> IntArray:
-        """The counts that `by` names, "instances" or "images": (K,) int64, read-only."""
+        """Return the counts that `by` names, "instances" or "images": (K,) int64, read-only."""
         if by not in ("instances", "images"):
             raise InputError(f"classes are counted by 'instances' or by 'images', not by {by!r}")
         return self.instance_counts if by == "instances" else self.image_counts
@@ -136,7 +136,7 @@ class ClassStats:
         annotations = [a for a in file.annotations if a.get("iscrowd", 0) == 0]
 
         def index_of(field: str, ids: IntArray) -> IntArray:
-            """(A,) positions in the sorted `ids` of what each annotation's `field` names."""
+            """Return (A,) positions in the sorted `ids` of what each annotation's `field` names."""
             named = np.fromiter((a[field] for a in annotations), np.int64, len(annotations))
             position = np.searchsorted(ids, named)
             known = np.isin(named, ids)
@@ -145,7 +145,7 @@ class ClassStats:
                 raise InputError(
                     f"{file.path}: annotation {annotation['id']} has the {field} "
                     f"{annotation[field]}, which the file does not list; run "
-                    "tools/check_dataset.py on it to see every such annotation"
+                    "`balms-det check` on it to see every such annotation"
                 )
             return position
 
@@ -199,7 +199,7 @@ class ClassStats:
 
     @classmethod
     def combine(cls, parts: Sequence["ClassStats"]) -> "ClassStats":
-        """Add up the statistics of data sets of the same classes that share no images.
+        """Return add up the statistics of data sets of the same classes that share no images.
 
         A class keeps the group on which the parts agree; where they do not, it follows from the
         sum by :func:`frequency_group`.
@@ -260,7 +260,7 @@ class ClassStats:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics as plain Python values, ready for JSON."""
+        """Return the statistics as plain Python values, ready for JSON."""
         per_class = zip(
             self.category_ids,
             self.names,
@@ -279,7 +279,7 @@ class ClassStats:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ClassStats":
-        """The inverse of :meth:`to_dict`.
+        """Return the inverse of :meth:`to_dict`.
 
         Raises:
             InputError: `content` is of another version, or lacks or contradicts something.
@@ -287,7 +287,7 @@ class ClassStats:
         if content.get(_VERSION_KEY) != _VERSION:
             raise InputError(
                 f"class statistics: {_VERSION_KEY!r} is {content.get(_VERSION_KEY)!r}, expected "
-                f"{_VERSION}; count them again with tools/class_stats.py"
+                f"{_VERSION}; count them again with `balms-det stats`"
             )
         try:
             classes = content["classes"]
@@ -302,7 +302,7 @@ class ClassStats:
             )
         except KeyError as error:
             raise InputError(
-                f"class statistics: there is no {error}; count them again with tools/class_stats.py"
+                f"class statistics: there is no {error}; count them again with `balms-det stats`"
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:

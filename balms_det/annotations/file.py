@@ -43,7 +43,7 @@ class AnnotationFile:
         """Check that `content`, parsed from `path`, has LVIS's or COCO's structure, and wrap it.
 
         Raises:
-            InputError: at the first record that has not; ``tools/check_dataset.py`` lists them all.
+            InputError: at the first record that has not; `balms-det check` lists them all.
         """
         sections = sections_of(content, path)
         for section, records in sections.items():
@@ -80,7 +80,7 @@ class AnnotationFile:
         )
 
     def image_name(self, image: dict[str, Any]) -> str:
-        """The path of the picture of `image` (one of :attr:`images`) below the image root.
+        """Return the path of the picture of `image` (one of :attr:`images`) below the image root.
 
         LVIS v1 names its files by ``coco_url`` alone, whose last two parts are the split's folder
         and the file; COCO by ``file_name``.
@@ -99,7 +99,7 @@ class AnnotationFile:
         )
 
     def image_path(self, image: dict[str, Any], image_root: str | os.PathLike[str]) -> str:
-        """Where the picture of `image` (one of :attr:`images`) lies under `image_root`.
+        """Return the path of an image (one of :attr:`images`) under `image_root`.
 
         Raises:
             InputError: the image names no file.
@@ -111,7 +111,7 @@ def read_annotation_file(path: str | os.PathLike[str]) -> AnnotationFile:
     """Parse `path` and check that it has the structure of LVIS or COCO instance annotations.
 
     Only structure is checked, in a time small beside parsing; whether boxes, masks, ids and
-    pictures make sense is for ``tools/check_dataset.py`` to say.
+    pictures make sense is for `balms-det check` to say.
 
     Raises:
         InputError: the file is missing, not JSON, or neither LVIS nor COCO.
@@ -130,7 +130,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of the file `path`.
+    """Return the content of the file `path`.
 
     Raises:
         InputError: it cannot be read.
@@ -173,7 +173,7 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
 
 
 def sections_of(content: Any, path: str | os.PathLike[str]) -> dict[str, list[Any]]:
-    """The lists "images", "annotations" and "categories" of `content`, parsed from `path`.
+    """Return the lists "images", "annotations" and "categories" of `content`, parsed from `path`.
 
     Raises:
         InputError: one of them is not there.

@@ -41,7 +41,7 @@ def _polygon_faults(polygons: list[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _spans_area(polygon: list[float]) -> bool:
-    """Whether some corner lies off the line through the first corner and one other.
+    """Return whether some corner lies off the line through the first corner and one other.
 
     Nearly always the first three corners tell, which makes this far faster than the area; and the
     area of a polygon that crosses itself can be zero although it covers pixels.
@@ -77,7 +77,8 @@ def _rle_faults(mask: dict[str, Any], size: list[int] | None) -> Iterator[tuple[
 
 
 def _run_lengths(counts: Any) -> list[int]:
-    """The lengths of runs of background and object in turn, from a list or COCO's compressed text.
+    """Return the lengths of runs of background and object in turn, from a list or COCO's
+    compressed text.
 
     pycocotools decodes the text only into whole masks. A character holds six bits, counted from
     "0": five of a number, low ones first, and whether more follow. From the fourth on, a number is

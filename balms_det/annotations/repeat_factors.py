@@ -96,7 +96,7 @@ class ClassImages:
 
 
 def image_frequency(images: ClassImages) -> FloatArray:
-    """(K,) f_j: the fraction of all images that contain class j."""
+    """Return (K,) f_j: the fraction of all images that contain class j."""
     return images.image_counts / max(images.num_images, 1)
 
 
@@ -168,11 +168,11 @@ def class_probabilities(images: ClassImages, power: float) -> FloatArray:
 
 
 def no_class_to_draw() -> InputError:
-    """The error of a sampler that draws classes from a data set without annotations."""
+    """Return the error of a sampler that draws classes from a data set without annotations."""
     return InputError(
         "the training set has no annotation, so that no class can be drawn; set "
         "DATALOADER.SAMPLER_TRAIN to 'TrainingSampler', or check the data set with "
-        "tools/check_dataset.py"
+        "`balms-det check`"
     )
 
 
@@ -212,5 +212,6 @@ def expected_counts(
 
 
 def _sum_by(index: IntArray, values: FloatArray, length: int) -> FloatArray:
-    """(length,) sums of the `values` with each index; zero for an index that does not occur."""
+    """Return (length,) sums of the `values` with each index; zero for an index that does not
+    occur."""
     return np.bincount(index, values, minlength=length).astype(np.float64, copy=False)

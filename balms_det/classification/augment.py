@@ -91,7 +91,8 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
 
 
 def autoaugment(images: Tensor, generator: Generator) -> Tensor:
-    """Apply one of the policy's 25 pairs of operations to each image, drawn with its chances.
+    """Return apply one of the policy's 25 pairs of operations to each image, drawn with its
+    chances.
 
     As torchvision's AutoAugment, whose table of pairs this is, but for whole batches, and grey
     where an image is moved away from, as in the authors' release.
@@ -121,7 +122,8 @@ Operation = Callable[[Tensor], Tensor]
 
 @cache
 def _policy() -> tuple[list[Operation], Tensor, Tensor]:
-    """The operations, and none at the end; and for each pair the (25, 2) chances of its operations
+    """Return the operations, and none at the end; and for each pair the (25, 2) chances of its
+    operations
     and their (25, 2, 2) positions, with a positive and with a negative magnitude."""
     pairs = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
     positions: dict[tuple[str, float], int] = {}

@@ -38,7 +38,7 @@ def default_config() -> CN:
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
-    """The configuration of a run: defaults, then the file, then KEY VALUE overrides.
+    """Return the configuration of a run: defaults, then the file, then KEY VALUE overrides.
 
     Fills in OUTPUT_DIR, MODEL.WEIGHTS and DEVICE.
 

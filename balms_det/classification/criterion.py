@@ -50,17 +50,17 @@ class ClassificationCriterion(nn.Module):
         return loss
 
     def plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The same without margins, of losses that the Meta Sampler goes with."""
+        """Return the same without margins, of losses that the Meta Sampler goes with."""
         loss: Tensor = PLAIN_LOSSES[self._activation](logits, labels)
         return loss
 
     def probs(self, logits: Tensor) -> Tensor:
-        """(N, K) probabilities of the classes; those of a sigmoid need not sum to one."""
+        """Return (N, K) probabilities of the classes; those of a sigmoid need not sum to one."""
         probs = self._activation.probs(self._with_background(logits))
         return probs[:, : self._num_classes]
 
     def initial_bias(self, prior_prob: float) -> Tensor:
-        """(K,) bias of the classifier before training."""
+        """Return (K,) bias of the classifier before training."""
         return self._activation.initial_bias(self._num_classes, prior_prob)[: self._num_classes]
 
     def _with_background(self, logits: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Examples:
         return len(self.names)
 
     def subset(self, indices: IntArray) -> "Examples":
-        """The examples at `indices`, in that order."""
+        """Return the examples at `indices`, in that order."""
         read = self.read
         return Examples(
             self.labels[indices],
@@ -82,7 +82,7 @@ class Split:
 
 
 def load_split(data: Any, imbalance: float, seed: int) -> Split:
-    """The data that a DATA node names.
+    """Return the data that a DATA node names.
 
     Args:
         data: the node.
@@ -270,7 +270,7 @@ def _jpeg_part(names: list[str], data: Any, offsets: Any, labels: Any) -> Exampl
 
 
 def _image_list(root: str, path: str, num_classes: int) -> Examples:
-    """A list file of the release: in each line an image's path below `root`, and its label.
+    """Return a list file of the release: in each line an image's path below `root`, and its label.
 
     Raises:
         InputError: the list is missing, or a line is not of this form.

@@ -75,7 +75,7 @@ def evaluate(
 
 
 def tail_share(marginal: list[float]) -> float:
-    """The part of a marginal that falls on the rarer half of the classes; 1/2 is balanced.
+    """Return the part of a marginal that falls on the rarer half of the classes; 1/2 is balanced.
 
     Args:
         marginal: (K,), the most frequent class first. Of an odd number of classes the middle one

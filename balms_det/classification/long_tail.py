@@ -71,7 +71,7 @@ def draw_subset(labels: IntArray, counts: IntArray, seed: int) -> IntArray:
 
 
 def class_stats(labels: IntArray, names: list[str]) -> ClassStats:
-    """The statistics from which losses are built: an image has one label, its one instance.
+    """Return the statistics from which losses are built: an image has one label, its one instance.
 
     Args:
         labels: (N,) in [0, K).
@@ -90,7 +90,7 @@ def class_stats(labels: IntArray, names: list[str]) -> ClassStats:
 
 
 def class_images(labels: IntArray, num_classes: int) -> ClassImages:
-    """The images of each class, from which sampling probabilities are computed."""
+    """Return the images of each class, from which sampling probabilities are computed."""
     counts = np.bincount(labels, minlength=num_classes)
     return ClassImages(
         image_index=np.argsort(labels, kind="stable"),

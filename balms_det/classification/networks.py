@@ -47,13 +47,13 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, D) features of (N, C, H, W) uint8 images."""
+        """Return (N, D) features of (N, C, H, W) uint8 images."""
         pixels = images.contiguous(memory_format=torch.channels_last) - self.pixel_mean
         features: Tensor = self.backbone(pixels.div_(self.pixel_std))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, K) logits of (N, C, H, W) uint8 images."""
+        """Return (N, K) logits of (N, C, H, W) uint8 images."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
@@ -129,7 +129,7 @@ class SmallConvNet(nn.Sequential):
 
 
 def _torchvision_resnet(block: type[BasicBlock | Bottleneck], layers: list[int]) -> nn.Module:
-    """A ResNet of torchvision without its classifier."""
+    """Return a ResNet of torchvision without its classifier."""
     network: nn.Module = ResNet(block, layers)
     network.fc = nn.Identity()
     return network
@@ -146,7 +146,8 @@ BACKBONES: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 
 
 def build_network(cfg: Any, num_classes: int) -> Classifier:
-    """The network that the configuration describes, randomly initialised but for its backbone
+    """Return the network that the configuration describes, randomly initialised but for its
+    backbone
     where MODEL.BACKBONE.WEIGHTS names a file.
 
     Raises:

@@ -34,7 +34,7 @@ class ShuffleSampler:
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def draw(self, iteration: int) -> Tensor:
-        """(B,) indices."""
+        """Return (B,) indices."""
         start, left = iteration * self._batch_size, self._batch_size
         parts = []
         while left > 0:
@@ -65,7 +65,7 @@ class ProbabilitySampler:
         self._use = use
 
     def draw(self, iteration: int) -> Tensor:
-        """(B,) indices."""
+        """Return (B,) indices."""
         generator = stream(self._seed, self._use, iteration)
         return torch.multinomial(self._probs, self._batch_size, True, generator=generator)
 
@@ -120,7 +120,7 @@ class MetaSampler(nn.Module):
 
     @torch.no_grad()
     def draw(self, iteration: int) -> Tensor:
-        """(B,) indices; what :meth:`update` needs of the draw is remembered until then."""
+        """Return (B,) indices; what :meth:`update` needs of the draw is remembered until then."""
         generator = stream(self._seed, Use.BATCH, iteration)
         log_weights = bilevel.class_log_weights(self._class_counts.double(), self.rate_logits)
         classes, relaxed = bilevel.draw_classes(
@@ -180,7 +180,7 @@ Sampler = ShuffleSampler | ProbabilitySampler | MetaSampler
 
 
 def build_sampler(cfg: Any, labels: IntArray, num_classes: int) -> Sampler:
-    """The sampler that SAMPLER, one of SAMPLERS, names."""
+    """Return the sampler that SAMPLER, one of SAMPLERS, names."""
     batch_size, seed = cfg.SOLVER.BATCH_SIZE, cfg.SEED
     if cfg.SAMPLER == "shuffle":
         return ShuffleSampler(len(labels), batch_size, seed)

@@ -22,7 +22,7 @@ class Use(IntEnum):
 
 
 def stream_seed(seed: int, use: Use, *place: int) -> int:
-    """The seed of one stream.
+    """Return the seed of one stream.
 
     Args:
         seed: of the run, in [0, 2^32).
@@ -36,5 +36,5 @@ def stream_seed(seed: int, use: Use, *place: int) -> int:
 
 
 def stream(seed: int, use: Use, *place: int) -> Generator:
-    """The stream of :func:`stream_seed`, on the CPU."""
+    """Return the stream of :func:`stream_seed`, on the CPU."""
     return Generator().manual_seed(stream_seed(seed, use, *place))

@@ -152,7 +152,7 @@ class Trainer:
         self.iteration, self.seconds = state["iteration"], state["seconds"]
 
     def rates(self) -> list[float] | None:
-        """The Meta Sampler's (K,) rates in (0, 1); None for other samplers."""
+        """Return the Meta Sampler's (K,) rates in (0, 1); None for other samplers."""
         if not isinstance(self.sampler, MetaSampler):
             return None
         rates: list[float] = self.sampler.rate_logits.detach().sigmoid().tolist()
@@ -176,7 +176,7 @@ class Trainer:
             torch.save(state, file)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One iteration of SGD; returns the loss, still on the device."""
+        """Take one step of SGD, and return the loss, still on the device."""
         # For losses that draw at random themselves.
         torch.manual_seed(stream_seed(self.cfg.SEED, Use.STEP, self.iteration))
         (group,) = self.optimizer.param_groups
@@ -202,7 +202,7 @@ class Trainer:
         return loss.detach()
 
     def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images and labels, from the current iteration on."""
+        """Return augmented images and labels, from the current iteration on."""
         batches = self._batches(self.train_set, self.cfg.SEED)
         if isinstance(self.sampler, MetaSampler):
             meta_set = self.sampler.meta_set
@@ -212,7 +212,7 @@ class Trainer:
     def _augmented(
         self, batches: Batches, sampler: Sampler, use: Use
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `sampler` draws, changed at random."""
+        """Return the examples that `sampler` draws, augmented."""
         start = self.iteration
         draws = (sampler.draw(i) for i in range(start, self.cfg.SOLVER.MAX_ITER))
         for i, (images, labels) in enumerate(batches(draws, start), start):
@@ -224,7 +224,7 @@ class Trainer:
         return FileBatches(examples, self.device, num_workers=self.cfg.DATA.NUM_WORKERS, seed=seed)
 
     def _load_first_stage(self, path: str, reinit: list[str]) -> None:
-        """All parameters but those of the modules `reinit`, and of scales that are new."""
+        """Return all parameters but those of the modules `reinit`, and of scales that are new."""
         find_modules(self.network, reinit, "MODEL.LONG_TAIL.DECOUPLE.REINIT")
         if not os.path.isfile(path):
             raise InputError(

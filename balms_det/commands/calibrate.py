@@ -3,10 +3,10 @@
 First store the predictions of a trained model on held-out images, uncalibrated, with more of them
 than will count in the end and without a threshold:
 
-    python tools/train_net.py --config-file RUN/config.yaml --eval-only OUTPUT_DIR RUN/loose \\
+    balms-det train --config-file RUN/config.yaml --eval-only OUTPUT_DIR RUN/loose \\
         MODEL.WEIGHTS RUN/model_final.pth \\
         TEST.DETECTIONS_PER_IMAGE 1000 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0
-    python tools/calibrate.py --config-file RUN/loose/config.yaml --method norcal
+    balms-det calibrate --config-file RUN/loose/config.yaml --method norcal
 
 Writes calibration_METHOD.json and calibration_METHOD.png (AP, APr, APc and APf against the
 strength) to --output.

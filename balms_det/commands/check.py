@@ -1,4 +1,4 @@
-"""List every fault of a data set: python tools/check_dataset.py JSON IMAGE_ROOT
+"""List every fault of a data set: balms-det check JSON IMAGE_ROOT
 
 JSON is in LVIS or COCO format. Without IMAGE_ROOT only the annotations are checked; with it every
 picture is decoded, which takes minutes for 100,000 of them. Exit status: 0 without faults (warnings

@@ -1,6 +1,6 @@
 """Train a classifier on a long tail, and test it.
 
-    python tools/train_classifier.py --config-file digits_lt+balms \\
+    balms-det classify --config-file digits_lt+balms \\
         IMBALANCE 100
 
 A second stage needs its first stage's checkpoint: train digits_lt+softmax first, with the same
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE.yaml")
-    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's checkpoint")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue OUTPUT_DIR's run"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

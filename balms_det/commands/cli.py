@@ -49,7 +49,15 @@ def command_named(name: str) -> Callable[[], Any]:
         close = closest(name, COMMANDS)
         remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(COMMANDS)}"
         raise InputError(f"there is no command {name!r}; {remedy}")
-    module = importlib.import_module(f"balms_det.commands.{name.replace('-', '_')}")
+    try:
+        module = importlib.import_module(f"balms_det.commands.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "detectron2":
+            raise
+        raise InputError(
+            f"`balms-det {name}` needs Detectron2, which is not installed; run `balms-det "
+            "install-detectron2`, or install it from its own repository"
+        ) from error
     main: Callable[[], Any] = module.main
     return main
 

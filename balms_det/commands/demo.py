@@ -1,6 +1,6 @@
 """Draw a model's predictions on pictures, and write them as JSON.
 
-python tools/demo.py --config-file C --weights W --input FILE|DIR|GLOB --output DIR [KEY VALUE ...]
+balms-det demo --config-file C --weights W --input FILE|DIR|GLOB --output DIR [KEY VALUE ...]
 
 Writes a picture of the same name for every input, and predictions.json: a list with, for each
 picture, file_name, height, width and instances (bbox as x, y, width, height in pixels; score;
@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_images(patterns: list[str]) -> list[str]:
-    """The files that `patterns` (files, folders, globs) name, in order, each once.
+    """Return the files that `patterns` (files, folders, globs) name, in order, each once.
 
     Raises:
         InputError: a pattern names nothing, or a folder holds no pictures.
@@ -89,7 +89,7 @@ def find_images(patterns: list[str]) -> list[str]:
 
 
 class Classes(NamedTuple):
-    """What is told of the model's K classes; `groups` is None where their frequency is unknown."""
+    """Facts about the model's K classes; `groups` is None where their frequency is unknown."""
 
     category_ids: Sequence[int]
     names: Sequence[str]
@@ -117,7 +117,8 @@ def resolve_classes(cfg: Any, weights: str, stats: ClassStats | None) -> Classes
 
 
 def _classes_of_datasets(names: list[str]) -> Classes:
-    """The classes of the first of these data sets that Detectron2 knows, files present or not."""
+    """Return the classes of the first of these data sets that Detectron2 knows, files present or
+    not."""
     for name in names:
         metadata = MetadataCatalog.get(name)
         if name.startswith("lvis_v1"):

@@ -27,7 +27,7 @@ SOURCE_INSTRUCTIONS = "https://detectron2.readthedocs.io/en/latest/tutorials/ins
 
 
 def installed_version() -> str | None:
-    """The importable Detectron2's version, or None where there is none.
+    """Return the importable Detectron2's version, or None where there is none.
 
     Raises:
         SystemExit: with a remedy, when a Detectron2 is there but broken or too old.

@@ -1,6 +1,6 @@
 """Generate a long-tailed instance segmentation data set in LVIS v1 format; nothing to download.
 
-    python datasets/make_glyphs.py --out DIR --classes 10 --train-images 600 --imbalance 20
+    balms-det make-glyphs --out DIR --classes 10 --train-images 600 --imbalance 20
 
 writes DIR/glyphs_train.json, DIR/glyphs_val.json, DIR/train/*.jpg and DIR/val/*.jpg. The image root
 of both files is DIR. The same options give the same bytes; a finished folder is left as it is.

@@ -1,4 +1,4 @@
-"""Count the classes of a data set: python tools/class_stats.py JSON --plot long_tail.png
+"""Count the classes of a data set: balms-det stats JSON --plot long_tail.png
 
 Instead of a JSON in LVIS or COCO format (or a file that --json wrote) the name of a data set that
 is registered with Detectron2 can be given, e.g. lvis_v1_train.
@@ -16,7 +16,7 @@ GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare"
 
 
 def load_stats(source: str) -> ClassStats:
-    """The statistics of a file or, where `source` is none, of a registered data set."""
+    """Return the statistics of a file or, where `source` is none, of a registered data set."""
     if os.path.exists(source) or source.endswith(".json"):
         return ClassStats.load(source)
     from balms_det.data import dataset_class_stats  # Detectron2 takes seconds to import.
@@ -25,7 +25,7 @@ def load_stats(source: str) -> ClassStats:
 
 
 def summary(stats: ClassStats) -> str:
-    """A few lines that tell how long the tail is."""
+    """Return a few lines that tell how long the tail is."""
     lines = [
         f"{stats.num_classes} classes, {stats.instance_counts.sum()} instances, "
         f"{stats.num_images} images, {stats.num_annotated_images} of them annotated"

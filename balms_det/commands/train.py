@@ -1,6 +1,6 @@
 """Train or evaluate a detector: --config-file configs/lvis_r50_balsig.yaml [KEY VALUE ...]
 
-The command line is Detectron2's, plus --dataset NAME JSON IMAGE_ROOT for data of one's own.
+The command line is Detectron2's, plus --dataset NAME JSON IMAGE_ROOT for your own data.
 """
 
 import argparse

@@ -43,7 +43,8 @@ def option_groups() -> list[tuple[str, type[Options]]]:
 
 
 def add_balms_config(cfg: Any) -> None:
-    """Add this package's keys, with their defaults, to a Detectron2 configuration, in place."""
+    """Return add this package's keys, with their defaults, to a Detectron2 configuration, in
+    place."""
     for path, options in option_groups():
         node = cfg
         for step in path.split("."):

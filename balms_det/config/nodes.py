@@ -26,7 +26,7 @@ class LongTailOptions(Options):
     stats_file: str = option(
         "STATS_FILE",
         "",
-        "Class statistics of the training set: a file written by tools/class_stats.py, or an "
+        "Class statistics of the training set: a file written by `balms-det stats`, or an "
         "annotation file. Empty: the trainer counts DATASETS.TRAIN.",
     )
     count_by: str = option(

@@ -86,7 +86,8 @@ class AnnotationCache:
         return AnnotationCache, (self.path,)  # a process that is handed it maps the file as well
 
     def dataset_dict(self, index: int, image_root: str) -> dict[str, Any]:
-        """The dictionary of an image, a new one each time, as :func:`load_dataset_dicts` has it."""
+        """Return the dictionary of an image, a new one each time, as :func:`load_dataset_dicts`
+        has it."""
         start, stop = self._offsets[index : index + 2].tolist()
         record: dict[str, Any] = orjson.loads(self._mapped[start:stop])
         record["file_name"] = os.path.join(image_root, record["file_name"])
@@ -132,7 +133,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         return self.cache.dataset_dict(images, self._image_root)
 
     def class_pairs(self, *, crowds: bool = False) -> tuple[IntArray, IntArray]:
-        """(A',) image and (A',) class indices of the annotations, without or with crowds."""
+        """Return (A',) image and (A',) class indices of the annotations, without or with crowds."""
         cache = self.cache
         position = np.full(cache.num_images, -1)
         position[self._images] = np.arange(len(self))
@@ -154,7 +155,7 @@ class CachedDatasets(ConcatDataset[dict[str, Any]]):
     datasets: list[CachedDataset]  # type: ignore[assignment]
 
     def class_pairs(self, *, crowds: bool = False) -> tuple[IntArray, IntArray]:
-        """As :meth:`CachedDataset.class_pairs`."""
+        """Return as :meth:`CachedDataset.class_pairs`."""
         pairs = [dataset.class_pairs(crowds=crowds) for dataset in self.datasets]
         first = [0, *self.cumulative_sizes]
         image_index = [image + start for (image, _), start in zip(pairs, first, strict=False)]
@@ -202,7 +203,7 @@ def _digest(path: str | os.PathLike[str]) -> "hashlib._Hash":
 
 
 def _open(path: Path) -> AnnotationCache | None:
-    """The cache at `path`, None where there is none that can be read and is whole."""
+    """Return the cache at `path`, None where there is none that can be read and is whole."""
     try:
         return AnnotationCache(path)
     except (OSError, ValueError):
@@ -210,7 +211,7 @@ def _open(path: Path) -> AnnotationCache | None:
 
 
 def _checked_footer(file: BinaryIO) -> int:
-    """Where the header starts.
+    """Return the position of the header.
 
     The file is read, not mapped, so that this does not count as the process's memory.
 

@@ -70,7 +70,7 @@ def _contiguous_ids(stats: ClassStats) -> dict[int, int]:
 
 
 def cached_dataset(name: str) -> CachedDataset | None:
-    """The registered data set `name` from the cache of its annotations.
+    """Return the registered data set `name` from the cache of its annotations.
 
     Returns:
         None for data sets that neither :func:`register_dataset` registered nor Detectron2 as LVIS:

@@ -36,7 +36,7 @@ class LongTailDatasetMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]
-        remedy = "mend or remove it; tools/check_dataset.py lists every such file of a data set"
+        remedy = "mend or remove it; `balms-det check` lists every such file of a data set"
         try:
             return super().__call__(dataset_dict)
         except FileNotFoundError as error:
@@ -73,7 +73,8 @@ TrainingSet = CachedDataset | CachedDatasets | IndexedDataset | list[dict[str, A
 
 
 def with_index(dataset: TrainingSet) -> TrainingSet:
-    """The same images, each with its index under "dataset_index", which its mapper then finds."""
+    """Return the same images, each with its index under "dataset_index", which its mapper then
+    finds."""
     if isinstance(dataset, list):
         return [{**record, "dataset_index": index} for index, record in enumerate(dataset)]
     assert not isinstance(dataset, IndexedDataset)
@@ -118,7 +119,7 @@ def build_train_loader(
 
 
 def meta_sampler_of(loader: Any) -> MetaTrainingSampler | None:
-    """The sampler of a training loader where it is the Meta Sampler, else None."""
+    """Return the sampler of a training loader where it is the Meta Sampler, else None."""
     if isinstance(loader, AspectRatioGroupedDataset):
         loader = loader.dataset
     sampler = getattr(loader, "sampler", None)
@@ -148,7 +149,7 @@ def _drawn_in_this_process(
 
 
 def build_test_loader(cfg: Any, dataset_name: str) -> DataLoader:
-    """The images of one data set, each once, split between the processes."""
+    """Return the images of one data set, each once, split between the processes."""
     mapper = LongTailDatasetMapper(cfg, is_train=False)
     batch_size = cfg.MODEL.LONG_TAIL.INFERENCE.BATCH_SIZE
     with _dataset_errors(cfg, [dataset_name]):
@@ -163,7 +164,7 @@ def build_test_loader(cfg: Any, dataset_name: str) -> DataLoader:
 
 
 def _training_set(cfg: Any) -> TrainingSet:
-    """What Detectron2's ``get_detection_dataset_dicts`` gives."""
+    """Return what Detectron2's ``get_detection_dataset_dicts`` returns."""
     names = cfg.DATASETS.TRAIN
     parts = [part for name in names if (part := _cached(cfg, name)) is not None]
     if len(parts) < len(names):

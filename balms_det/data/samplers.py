@@ -138,7 +138,7 @@ class MetaTrainingSampler(Sampler[int]):
             yield self._remember(self._draw(gumbel, uniform))
 
     def take(self, index: int) -> Draw:
-        """The draw, no longer remembered, by which an image came to be trained on.
+        """Return the draw, no longer remembered, by which an image came to be trained on.
 
         Raises:
             KeyError: the image has not been drawn, or was taken as often as that.
@@ -149,7 +149,7 @@ class MetaTrainingSampler(Sampler[int]):
         raise KeyError(index)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on where this stream is, draws that were not taken included.
+        """Return what continues the stream, draws that were not taken included.
 
         Of several processes each has its own of these, and a checkpoint only the main process's;
         all of them then leave out what they had drawn ahead.
@@ -167,7 +167,7 @@ class MetaTrainingSampler(Sampler[int]):
         return draw.index
 
     def _noise(self, start: int) -> Iterator[tuple[Tensor, float]]:
-        """Per draw from the `start`-th, (1, K) of Gumbel's distribution and one from [0, 1)."""
+        """Yield, for each draw from the `start`-th, (1, K) Gumbel noise and a number in [0, 1)."""
         skipped = start % _META_DRAWS_PER_CHUNK
         for chunk in itertools.count(start // _META_DRAWS_PER_CHUNK):
             # A stream of its own for each chunk, so that none before it has to be drawn again.
@@ -237,7 +237,7 @@ DETECTRON2_SAMPLERS = (
 def build_train_sampler(
     cfg: Any, dataset: Sequence[Mapping[str, Any]] | CachedDataset | CachedDatasets
 ) -> Sampler[int] | None:
-    """The sampler that DATALOADER.SAMPLER_TRAIN names.
+    """Return the sampler that DATALOADER.SAMPLER_TRAIN names.
 
     Returns:
         None for those of Detectron2 that its loader makes, without looking at the annotations or,

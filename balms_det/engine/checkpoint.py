@@ -71,7 +71,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's.
+        """Return as Detectron2's.
 
         Raises:
             InputError: the file is missing, unreadable, or does not fit the model.
@@ -168,7 +168,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _layers_to_start_afresh(self, misfits: list[Misfit], state: StateDict) -> list[str]:
-        """Names of the parameters that `misfits` and the rest of their layers have in `state`.
+        """Return the names in `state` of the parameters of the layers that do not fit.
 
         A layer starts afresh as a whole: the bias of a weight that was not loaded means nothing.
         """
@@ -202,7 +202,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return misfitting + rest
 
     def _refuse_another_resnet(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-        """A ResNet of another depth fits by name in parts, and would be random in the others."""
+        """Refuse a ResNet of another depth: it fits by name in parts, and would be random in the
+        others."""
         convs = [name for name in self.model.state_dict() if _RESNET_CONV.search(name)]
         stages = {_resnet_stage(name) for name in convs}
         lacking = [name for name in missing if name in convs]
@@ -222,7 +223,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
 
 def _resnet_stage(name: str) -> str:
-    """The stage, "stem" or "res2" to "res5", of a convolution that _RESNET_CONV finds."""
+    """Return the stage, "stem" or "res2" to "res5", of a convolution that _RESNET_CONV finds."""
     match = _RESNET_CONV.search(name)
     assert match is not None
     return match[1].split(".")[0]
@@ -236,7 +237,7 @@ def _without_prefix(state: StateDict) -> StateDict:
 
 
 def _background_hint(misfits: list[Misfit]) -> str:
-    """What a classifier that differs by one column is most likely about."""
+    """Return the likely reason of a classifier that differs by one column, or nothing."""
     for name, theirs, ours in misfits:
         if name.endswith("cls_score.bias") and abs(theirs[0] - ours[0]) == 1:
             with_background, without = (

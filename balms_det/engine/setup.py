@@ -33,7 +33,7 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """The configuration that `args` describe: defaults, then the file, then the overrides.
+    """Return the configuration that `args` describe: defaults, then the file, then the overrides.
 
     Registers the data sets of ``--dataset``, and falls back to the CPU where there is no GPU.
 

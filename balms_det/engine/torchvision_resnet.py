@@ -30,7 +30,8 @@ _TORCHVISION_INPUT = {
 
 
 def from_torchvision(state: StateDict, ours: StateDict) -> StateDict:
-    """A torchvision ResNet's state under the names of the model's, without its classifier."""
+    """Return a torchvision ResNet's state under the names of the model's, without its
+    classifier."""
     prefix = next(
         (name.removesuffix("stem.conv1.weight") for name in ours if "stem.conv1.weight" in name), ""
     )

@@ -41,7 +41,7 @@ def score_with_caps(
 def score_with_class_budget(
     dataset_name: str, predictions: Sequence[ImagePredictions], budget: int
 ) -> dict[str, Any]:
-    """AP-Fixed: score the best `budget` detections of each class over the whole data set.
+    """Return aP-Fixed: score the best `budget` detections of each class over the whole data set.
 
     Returns:
         As one value of :func:`score_with_caps`.
@@ -52,7 +52,8 @@ def score_with_class_budget(
 def best_of_each_class(
     predictions: Sequence[ImagePredictions], budget: int
 ) -> list[ImagePredictions]:
-    """The `budget` best-scored detections of each class over all images, ties in their order."""
+    """Return the `budget` best-scored detections of each class over all images, ties in their
+    order."""
     if not predictions:
         return []
     sizes = [len(prediction.scores) for prediction in predictions]
@@ -69,7 +70,7 @@ def best_of_each_class(
 
 
 def best_of_each_image(predictions: Sequence[ImagePredictions], cap: int) -> list[ImagePredictions]:
-    """The `cap` best-scored detections of each image, ties in their order."""
+    """Return the `cap` best-scored detections of each image, ties in their order."""
     return [
         prediction.select(np.sort(np.argsort(-prediction.scores, kind="stable")[:cap]))
         for prediction in predictions

@@ -185,7 +185,8 @@ class LVISEvaluator(DatasetEvaluator):
     def evaluate_predictions(
         self, predictions: Sequence[ImagePredictions]
     ) -> OrderedDict[str, dict[str, float]]:
-        """As :meth:`evaluate`, for predictions of all processes, in the order of their image ids.
+        """Return as :meth:`evaluate`, for predictions of all processes, in the order of their
+        image ids.
 
         Only in the main process.
         """

@@ -45,7 +45,7 @@ class ImagePredictions:
     masks: bytes | None
 
     def records(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, with what `tasks` need."""
+        """Return the detections in COCO's result format, with what `tasks` need."""
         records: list[dict[str, Any]] = [
             {"image_id": self.image_id, "category_id": category_id, "score": score}
             for category_id, score in zip(
@@ -61,7 +61,7 @@ class ImagePredictions:
         return records
 
     def rles(self, kept: Iterable[bool] | None = None) -> list[dict[str, Any]]:
-        """The masks, in COCO's format; with `kept` (N,) only those for which it is true."""
+        """Return the masks, in COCO's format; with `kept` (N,) only those for which it is true."""
         size = list(self.image_size)
         counts: Iterable[str] = self.masks.decode().split("\n") if self.masks else ()
         if kept is not None:
@@ -69,7 +69,7 @@ class ImagePredictions:
         return [{"size": size, "counts": c} for c in counts]
 
     def select(self, rows: np.ndarray) -> "ImagePredictions":
-        """The detections at the given rows."""
+        """Return the detections at the given rows."""
         masks = None
         if self.masks is not None:
             counts = self.masks.split(b"\n")
@@ -84,7 +84,8 @@ class ImagePredictions:
 
 
 def compressed_masks(instances: Instances) -> bytes | None:
-    """The masks of `instances` as :class:`ImagePredictions` keeps them, None without masks."""
+    """Return the masks of `instances` as :class:`ImagePredictions` keeps them, None without
+    masks."""
     if instances.has("pred_masks_rle"):
         counts = [rle["counts"] for rle in instances.pred_masks_rle]
         return b"\n".join(c.encode() if isinstance(c, str) else c for c in counts)
@@ -96,7 +97,7 @@ def compressed_masks(instances: Instances) -> bytes | None:
 
 
 def gather_predictions(predictions: list[ImagePredictions]) -> list[ImagePredictions]:
-    """The predictions of all processes, in the main process; nothing in the others."""
+    """Return the predictions of all processes, in the main process; nothing in the others."""
     gathered = []
     for start in range(0, max(comm.all_gather(len(predictions))), _IMAGES_PER_ROUND):
         for part in comm.gather(predictions[start : start + _IMAGES_PER_ROUND], dst=0):

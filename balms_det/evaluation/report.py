@@ -12,7 +12,7 @@ _MAX_CLASSES_LISTED = 30
 
 
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
-    """One row per task ("bbox", "segm") with the nine metrics.
+    """Return a table with one row per task ("bbox", "segm") and the nine metrics.
 
     Args:
         results: task -> metric -> percent; negative where there is no ground truth to measure on.
@@ -25,7 +25,8 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def format_per_class(records: Sequence[Mapping[str, Any]]) -> str:
-    """A summary by frequency group and, up to 30 classes, a row per class, most frequent first.
+    """Return a summary by frequency group and, up to 30 classes, a row per class, most frequent
+    first.
 
     A thousand classes would fill many screens: then only the summary is given, with the number of
     classes that the model never gets right.

@@ -80,7 +80,7 @@ def _judged_detections(
     task: str,
     max_dets: int,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The detections of some images that count, as hotcoco takes them.
+    """Return the detections of some images that count, as hotcoco takes them.
 
     Args:
         predicted: for each image, None where nothing was predicted.
@@ -131,7 +131,7 @@ def _judged_detections(
 
 
 def _class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
-    """Where each of `ids` is in the ascending `category_ids` (K,); K where it is not in them."""
+    """Return the position of each id in the ascending `category_ids` (K,), K if it is absent."""
     index = np.searchsorted(category_ids, ids)
     known = category_ids[np.minimum(index, len(category_ids) - 1)] == ids
     return np.where(known, index, len(category_ids))

@@ -56,7 +56,7 @@ def draw_predictions(
 
 
 def _legend(width: int) -> np.ndarray:
-    """A strip of `width` pixels that says which colour is which group."""
+    """Return a strip of `width` pixels that says which colour is which group."""
     strip = np.full((28, width, 3), 255, dtype=np.uint8)
     left = 8
     for group, color in GROUP_COLORS.items():

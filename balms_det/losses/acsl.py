@@ -24,7 +24,7 @@ def adaptive_class_suppression_loss(
     draws: Tensor | None = None,
     reduction: Reduction = "proposals",
 ) -> Tensor:
-    """Adaptive Class Suppression Loss (ACSL, arXiv:2104.00885; code: CASIA-IVA-Lab/ACSL).
+    """Return adaptive Class Suppression Loss (ACSL, arXiv:2104.00885; code: CASIA-IVA-Lab/ACSL).
 
         sum_j w_j BCE(sigmoid(z_j), y_j)
 

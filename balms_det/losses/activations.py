@@ -29,11 +29,11 @@ class Activation:
         raise NotImplementedError
 
     def probs(self, logits: Tensor) -> Tensor:
-        """(R, num_logits) logits -> (R, K + 1) float32 probabilities, background last."""
+        """Return (R, num_logits) logits -> (R, K + 1) float32 probabilities, background last."""
         raise NotImplementedError
 
     def initial_bias(self, num_classes: int, prior_prob: float) -> Tensor:
-        """(num_logits,) bias of the classifier before training."""
+        """Return (num_logits,) bias of the classifier before training."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -136,7 +136,7 @@ class Gumbel(Activation):
 
 
 def group_log_sums(classes: Tensor, others: Tensor, class_groups: Tensor) -> Tensor:
-    """The logarithm of the softmax's denominator of each group and row.
+    """Return the logarithm of the softmax's denominator of each group and row.
 
     Args:
         classes: (R, K) logits.

@@ -18,7 +18,7 @@ from balms_det.options import AT_LEAST_0, Options, Range, option
 def instance_count_groups(
     class_counts: Tensor, boundaries: Sequence[int] = (10, 100, 1000)
 ) -> Tensor:
-    """The groups of :func:`group_softmax_loss`: classes of similar counts.
+    """Return the groups of :func:`group_softmax_loss`: classes of similar counts.
 
     Args:
         class_counts: (K,) training counts; the authors count instances.

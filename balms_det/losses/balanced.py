@@ -41,7 +41,7 @@ def balanced_softmax_loss(
 
 
 def balanced_softmax_shifts(class_counts: Tensor) -> Tensor:
-    """The shift of each of a detector's K + 1 logits under Balanced Softmax.
+    """Return the shift of each of a detector's K + 1 logits under Balanced Softmax.
 
     Class j is shifted by log(n_j k / n), which is log n_j up to a constant; the background, whose
     frequency the sampler of proposals sets and not the data set, stays where it is. Relative to
@@ -79,7 +79,7 @@ def balanced_sigmoid_margins(
     total: int | None = None,
     constant: Literal["keep", "drop"] = "keep",
 ) -> Tensor:
-    """The margins of Balanced Sigmoid (slides "Balanced Activation").
+    """Return the margins of Balanced Sigmoid (slides "Balanced Activation").
 
     docs/methods/BALANCED_LOSSES.md derives them.
 

@@ -42,7 +42,7 @@ def drop_loss(
 def dropped_by_drop_loss(
     elements: Tensor, gt_classes: Tensor, is_tail: Tensor, draws: Tensor | None
 ) -> Tensor:
-    """(R, K) bool, the elements of the loss that DropLoss leaves out."""
+    """Return (R, K) bool, the elements of the loss that DropLoss leaves out."""
     if draws is None:
         draws = torch.rand(elements.shape, device=elements.device)
     is_foreground = gt_classes < elements.shape[1]

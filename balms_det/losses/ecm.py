@@ -16,7 +16,7 @@ from balms_det.options import ABOVE_0, Options, option
 def effective_class_margin_shifts(
     class_counts: Tensor, *, background_ratio: float = 6.3313
 ) -> Tensor:
-    """The shifts d_j = log(n_j / n_-j) / 4 of :func:`effective_class_margin_loss`.
+    """Return the shifts d_j = log(n_j / n_-j) / 4 of :func:`effective_class_margin_loss`.
 
     n_-j counts what is not of class j. The authors count images that contain the class, and take
     for the background `background_ratio` times the sum over the classes, its share among the RoIs
@@ -36,7 +36,7 @@ def effective_class_margin_shifts(
 def effective_class_margin_weights(
     class_counts: Tensor, *, background_ratio: float = 6.3313
 ) -> Tensor:
-    """The weights w_j = a_j log(1 + 1 / a_j), a_j = n_-j / n_j, of
+    """Return the weights w_j = a_j log(1 + 1 / a_j), a_j = n_-j / n_j, of
     :func:`effective_class_margin_loss`: close to 1 for rare classes, less for frequent ones.
 
     Arguments and result as of :func:`effective_class_margin_shifts`.

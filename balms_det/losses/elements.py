@@ -10,7 +10,8 @@ Reduction = Literal["proposals", "sum", "none"]
 
 
 def one_hot_targets(gt_classes: Tensor, logits: Tensor) -> Tensor:
-    """The (R, K) targets of a sigmoid loss in the dtype of `logits`; background rows are zero."""
+    """Return the (R, K) targets of a sigmoid loss in the dtype of `logits`; background rows are
+    zero."""
     targets = logits.new_zeros(logits.shape[0], logits.shape[1] + 1)
     targets.scatter_(1, gt_classes[:, None], 1)
     return targets[:, :-1]
@@ -36,12 +37,12 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def accumulated(state: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The next running state of a loss that adds up what it has seen."""
+    """Return the next running state of a loss that adds up what it has seen."""
     return {name: state[name] + sums[name] for name in state}
 
 
 def ranks_within(candidates: Tensor, draws: Tensor) -> Tensor:
-    """The rank of each draw among the candidates of its column, from 0; others rank behind.
+    """Return the rank of each draw among the candidates of its column, from 0; others rank behind.
 
     Args:
         candidates: (R, G) bool.

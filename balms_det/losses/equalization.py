@@ -123,7 +123,7 @@ def eqlv2_gradients(
     mu: float = 0.8,
     alpha: float = 4.0,
 ) -> dict[str, Tensor]:
-    """What one batch adds to the accumulators of :func:`eqlv2_loss`.
+    """Return what one batch adds to the accumulators of :func:`eqlv2_loss`.
 
     Args:
         weights: further factors on the elements of the loss, broadcast to (R, K + 1), which the
@@ -147,7 +147,7 @@ def eqlv2_gradients(
 def _eqlv2_weights(
     targets: Tensor, pos_grads: Tensor, neg_grads: Tensor, gamma: float, mu: float, alpha: float
 ) -> Tensor:
-    """(R, K + 1) weights of the elements."""
+    """Return (R, K + 1) weights of the elements."""
     ratios = torch.where(neg_grads > 0, pos_grads / (neg_grads + 1e-10), 100.0)
     neg_weights = F.pad((gamma * (ratios - mu)).sigmoid(), (0, 1), value=1).to(targets)
     pos_weights = 1 + alpha * (1 - neg_weights)

@@ -15,7 +15,7 @@ from balms_det.options import AT_LEAST_0, Options, option
 
 
 def ldam_margins(class_counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
-    """The margins C / n_j^(1/4) of LDAM (arXiv:1906.07413), the largest `max_margin`.
+    """Return the margins C / n_j^(1/4) of LDAM (arXiv:1906.07413), the largest `max_margin`.
 
     Args:
         class_counts: (K,) training counts; zeros are clamped to one.

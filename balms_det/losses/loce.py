@@ -46,7 +46,7 @@ def equilibrium_loss(
 def equilibrium_observe(
     logits: Tensor, gt_classes: Tensor, mean_scores: Tensor
 ) -> dict[str, Tensor]:
-    """Per class, the sum of what its RoIs score for it, and their number, (K,) each."""
+    """Return the sum of the scores of each class's RoIs for it, and their number, (K,) each."""
     scores = at_least_float32(logits).softmax(dim=1).gather(1, gt_classes[:, None])[:, 0]
     sums = mean_scores.new_zeros(2, logits.shape[1])
     sums[0].index_add_(0, gt_classes, scores.to(sums))

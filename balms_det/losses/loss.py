@@ -95,7 +95,7 @@ def missing_class_stats(needed_by: str) -> InputError:
     """Return the error of whoever needs class statistics that nobody gave."""
     return InputError(
         f"{needed_by} needs class statistics: set MODEL.LONG_TAIL.STATS_FILE to the training "
-        "annotations or to a file written by tools/class_stats.py, or MODEL.WEIGHTS to a "
+        "annotations or to a file written by `balms-det stats`, or MODEL.WEIGHTS to a "
         "checkpoint that carries them"
     )
 

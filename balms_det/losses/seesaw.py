@@ -66,7 +66,7 @@ def seesaw_loss(
 
 
 def seesaw_samples(logits: Tensor, gt_classes: Tensor, class_samples: Tensor) -> dict[str, Tensor]:
-    """The (K,) number of samples of every class in one batch, for :func:`seesaw_loss`."""
+    """Return the (K,) number of samples of every class in one batch, for :func:`seesaw_loss`."""
     samples = class_samples.new_zeros(len(class_samples) + 1)
     samples.index_add_(0, gt_classes, samples.new_ones(len(gt_classes)))
     return {"class_samples": samples[:-1]}

@@ -108,7 +108,7 @@ def effective_number_weights(class_counts: Tensor, *, beta: float) -> Tensor:
 
 
 def federated_classes(gt_classes: Tensor, rates: Tensor, num_sampled: int) -> Tensor:
-    """The classes of the federated loss: the batch's own, and others drawn by `rates`.
+    """Return the classes of the federated loss: the batch's own, and others drawn by `rates`.
 
     The draw is without replacement, and fills up to `num_sampled` classes, among which, as in
     Detectron2, the background counts where the batch holds it (Zhou et al., Probabilistic
@@ -155,7 +155,7 @@ class ClassWeights(nn.Module):
         self._iteration = iteration
 
     def forward(self, gt_classes: Tensor) -> Tensor | None:
-        """(R,) factors, or None before they apply."""
+        """Return (R,) factors, or None before they apply."""
         begun = has_begun(self._start_iter, self._iteration)
         return self.weights[gt_classes] if begun else None
 
@@ -173,7 +173,7 @@ class LearnedClassWeights(nn.Module):
         self.register_buffer("rate_logits", torch.zeros(num_classes), persistent=False)
 
     def forward(self, gt_classes: Tensor) -> Tensor:
-        """(R,) factors."""
+        """Return (R,) factors."""
         return reweighter_weights(gt_classes, self.rate_logits)
 
 
@@ -193,7 +193,7 @@ class FederatedClasses(nn.Module):
         self._num_sampled = num_sampled
 
     def forward(self, gt_classes: Tensor) -> Tensor:
-        """(K,) mask."""
+        """Return (K,) mask."""
         return federated_classes(gt_classes, self.rates, self._num_sampled)
 
 

@@ -47,13 +47,13 @@ class PredictedBoxes:
     transform: Box2BoxTransform | None = None
 
     def all(self) -> Tensor:
-        """(R, 4 * K) or (R, 4) boxes."""
+        """Return (R, 4 * K) or (R, 4) boxes."""
         if self.proposals is None:
             return self.values
         return self.transform.apply_deltas(self.values, self.proposals)
 
     def at(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """(N, 4) boxes of the RoIs in `rows` for `classes`, both (N,) int64."""
+        """Return (N, 4) boxes of the RoIs in `rows` for `classes`, both (N,) int64."""
         values = self.values.unflatten(1, (-1, 4))
         values = values[rows, classes if values.shape[1] > 1 else 0]
         if self.proposals is None:
@@ -61,7 +61,7 @@ class PredictedBoxes:
         return self.transform.apply_deltas(values, self.proposals[rows])
 
     def are_bounded(self) -> Tensor:
-        """Whether, for certain, all boxes are finite: a bool scalar."""
+        """Return whether, for certain, all boxes are finite: a bool scalar."""
         bounded = _is_bounded(self.values)
         return bounded if self.proposals is None else bounded & _is_bounded(self.proposals)
 
@@ -74,7 +74,7 @@ def select_detections(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[Instances, Tensor]:
-    """The image's best detections after class-wise suppression, equal to Detectron2's.
+    """Return the image's best detections after class-wise suppression, equal to Detectron2's.
 
     Detectron2 suppresses among all candidates of every class and then keeps the `topk_per_image`
     best. But whether a candidate survives depends on better-scored ones alone. So it is enough to
@@ -121,7 +121,7 @@ def _selected(
     *,
     is_finite: Tensor,
 ) -> Tensor | None:
-    """(N,) indices of the detections, the best first, into the flat scores of the classes.
+    """Return (N,) indices of the detections, the best first, into the flat scores of the classes.
 
     None where `is_finite`, a bool scalar, is false.
     """
@@ -196,7 +196,7 @@ class _ExactNMS:
 
 
 def _rows_and_classes(index: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and class of every index into the flat scores of the classes."""
+    """Return the row and class of every index into the flat scores of the classes."""
     num_classes = scores.shape[1] - 1
     return index // num_classes, index % num_classes
 
@@ -216,7 +216,7 @@ def _is_bounded(values: Tensor) -> Tensor:
 
 
 def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of the (N,) values, and their indices.
+    """Return the `count` largest of the (N,) values, and their indices.
 
     Which of those that tie with the least of them is open.
     """
@@ -233,7 +233,7 @@ def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Arrays of the tensors, in float64, fetched all at once."""
+    """Return arrays of the tensors, in float64, fetched all at once."""
     flat = torch.cat([tensor.detach().flatten().double() for tensor in tensors]).cpu().numpy()
     ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
     parts = np.split(flat, ends)
@@ -241,7 +241,7 @@ def _to_host(*tensors: Tensor) -> list[np.ndarray]:
 
 
 def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
-    """An index tensor; the host does not wait for its copy."""
+    """Return an index tensor; the host does not wait for its copy."""
     return torch.from_numpy(indices).to(device, non_blocking=True)
 
 
@@ -283,7 +283,8 @@ def _class_wise_nms(
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) IoU of each of the (N, 4) boxes with its counterpart; NaN where both are empty."""
+    """Return (N,) IoU of each of the (N, 4) boxes with its counterpart; NaN where both are
+    empty."""
     boxes, others = boxes.astype(np.float32), others.astype(np.float32)
     top_left = np.maximum(boxes[:, :2], others[:, :2])
     bottom_right = np.minimum(boxes[:, 2:], others[:, 2:])

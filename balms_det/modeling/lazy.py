@@ -15,7 +15,7 @@ from balms_det.runtime.errors import InputError
 def criterion_from_options(
     *, num_classes: int, stats_file: str = "", options: Mapping[str, Any] | None = None
 ) -> Criterion:
-    """The criterion of :func:`build_criterion`, from plain Python or a LazyConfig.
+    """Return the criterion of :func:`build_criterion`, from plain Python or a LazyConfig.
 
         L(criterion_from_options)(
             num_classes=1203,
@@ -25,7 +25,7 @@ def criterion_from_options(
 
     Args:
         num_classes: K.
-        stats_file: written by tools/class_stats.py, or the training annotations; "" for inference.
+        stats_file: written by `balms-det stats`, or the training annotations; "" for inference.
         options: keys below MODEL.LONG_TAIL, nested, over their defaults in balms_det/config.py.
 
     Raises:

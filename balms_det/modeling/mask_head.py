@@ -82,7 +82,8 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         return instances
 
     def _own_class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
-        """(N, C_in, H_in, W_in) features, (N,) classes -> (N, 1, H, W) logits of these classes."""
+        """Return (N, C_in, H_in, W_in) features, (N,) classes -> (N, 1, H, W) logits of these
+        classes."""
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.children():

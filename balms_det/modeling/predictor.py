@@ -41,7 +41,7 @@ class ClassDeltas:
     layer: nn.Linear
 
     def at(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """(N, 4) deltas of the RoIs in `rows` for `classes`, both (N,) int64."""
+        """Return (N, 4) deltas of the RoIs in `rows` for `classes`, both (N,) int64."""
         weight = self.layer.weight.unflatten(0, (-1, 4))[classes]  # (N, 4, C)
         bias = self.layer.bias.unflatten(0, (-1, 4))[classes]
         return torch.baddbmm(bias[:, :, None], weight, self.features[rows, :, None])[:, :, 0]
@@ -109,7 +109,8 @@ class LongTailPredictor(FastRCNNOutputLayers):
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | ClassDeltas]:
-        """(R, ...) features of the RoIs of all images -> (R, num_logits) logits, and box deltas.
+        """Return (R, ...) features of the RoIs of all images -> (R, num_logits) logits, and box
+        deltas.
 
         The deltas are (R, 4K) or (R, 4), or class-specific and in training, :class:`ClassDeltas`.
         """
@@ -158,7 +159,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
         }
 
     def classification_loss(self, logits: Tensor, gt_classes: Tensor) -> dict[str, Tensor]:
-        """The part of :meth:`losses` that trains the classifier.
+        """Return the part of :meth:`losses` that trains the classifier.
 
         Args:
             logits: (R, num_logits).
@@ -174,7 +175,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[Tensor, Tensor | ClassDeltas], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """Per image, (R_i, 4) boxes of each proposal's own class, of any for the background."""
+        """Return per image the (R_i, 4) boxes of each proposal's own class, any for background."""
         logits, deltas = predictions
         if isinstance(deltas, ClassDeltas):
             classes = cat([p.gt_classes for p in proposals]).clamp(max=self.num_classes - 1)
@@ -184,7 +185,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Per image, the detections, and the (N,) index of the proposal that each came from."""
+        """Return per image the detections, and the (N,) index of the proposal of each."""
         probs = self.predict_probs(predictions, proposals)
         deltas = predictions[1].split([len(image) for image in proposals])
         selected = [
@@ -213,7 +214,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """Per image, (R_i, K + 1) probabilities, background last.
+        """Return per image the (R_i, K + 1) probabilities, background last.
 
         They are those of the raw logits, corrected as MODEL.LONG_TAIL.CALIBRATION says. Only
         inference needs them.
@@ -236,7 +237,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
 
 
 def class_stats_for(num_classes: int, path: str) -> ClassStats | None:
-    """The statistics in the file at `path`, or None where it is empty.
+    """Return the statistics in the file at `path`, or None where it is empty.
 
     Raises:
         InputError: the file cannot be used, or is of other than `num_classes` classes.
@@ -276,5 +277,5 @@ def _log_foreground_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: in
 
 
 def training_iteration() -> int:
-    """Of Detectron2's trainer, whose step this is called in."""
+    """Return the iteration of the Detectron2 trainer whose step calls this."""
     return int(get_event_storage().iter)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def sampled_roi_features(
     model: nn.Module, batched_inputs: Sequence[Mapping[str, Any]], *, at_most: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """What a training iteration of a Mask R-CNN hands to its classifier, or could hand.
+    """Return the features and classes that a training iteration gives to its classifier.
 
     Args:
         model: a GeneralizedRCNN with :class:`LongTailROIHeads`, in training mode, inside an

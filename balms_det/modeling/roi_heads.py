@@ -42,7 +42,7 @@ class LongTailCascadeROIHeads(CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> dict[str, Tensor] | list[Instances]:
-        """As Detectron2's, which in inference always calls its own selection."""
+        """Return as Detectron2's, which in inference always calls its own selection."""
         if self.training:
             return super()._forward_box(features, proposals, targets)
         levels = [features[name] for name in self.box_in_features]

@@ -28,7 +28,7 @@ def run_tool(tool: Callable[[], Any]) -> None:
 
 
 def input_error_sentence(error: BaseException) -> str | None:
-    """The sentence of the InputError that `error` is or reports from another process.
+    """Return the sentence of the InputError that `error` is or reports from another process.
 
     Workers of a data loader and spawned processes hand their errors on as text, with the
     traceback around it.

@@ -22,7 +22,7 @@ def zipf_curve(num_classes: int, exponent: float) -> NDArray[np.float64]:
 
 
 def lvis_v1_curve(num_classes: int) -> NDArray[np.float64]:
-    """An approximation of how many training images of LVIS v1 contain each class.
+    """Return an approximation of how many training images of LVIS v1 contain each class.
 
     Log counts are interpolated between nine quantiles that were read off the annotations. At 1,203
     classes the group sizes are LVIS's own (405 frequent, 461 common, 337 rare), and the mean

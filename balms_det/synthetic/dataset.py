@@ -34,7 +34,7 @@ _DATE = "2000-01-01 00:00:00"  # fixed, because the same options must give the s
 
 
 def annotation_path(out_dir: str | os.PathLike[str], split: str) -> Path:
-    """Where :func:`generate` writes the annotations of `split`, "train" or "val".
+    """Return the path of the annotations of `split`, "train" or "val".
 
     The image root of both is `out_dir` itself.
     """

@@ -29,7 +29,8 @@ _POPULATION = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.u
 
 @lru_cache(maxsize=8)
 def glyph_characters(num_classes: int) -> tuple[str, ...]:
-    """The characters that stand for classes 0..K-1; fewer classes get the first of the same list.
+    """Return the characters that stand for classes 0..K-1; fewer classes get the first of the same
+    list.
 
     No two look alike: their outlines, brought to one size, have an intersection over union of at
     most 0.7 (so of "o", "O" and "0" one is left). European scripts come first, then symbols, then
@@ -98,7 +99,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _tight_bitmap(character: str, font_size: int) -> NDArray[np.uint8] | None:
-    """The character's grey levels, cropped to its ink; None when it has none."""
+    """Return the character's grey levels, cropped to its ink; None when it has none."""
     font = _font(font_size)
     left, top, right, bottom = font.getbbox(character)
     if right <= left or bottom <= top:
@@ -113,7 +114,8 @@ def _tight_bitmap(character: str, font_size: int) -> NDArray[np.uint8] | None:
 
 
 def _signature(bitmap: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The bitmap scaled to a square's side, centred in it: what "looks alike" is measured on."""
+    """Return the bitmap scaled to a square's side, centred in it: what "looks alike" is measured
+    on."""
     scale = _SIGNATURE_SIDE / max(bitmap.shape)
     height, width = (max(1, round(side * scale)) for side in bitmap.shape)
     scaled = cv2.resize(bitmap, (width, height), interpolation=cv2.INTER_AREA) > 127
@@ -125,7 +127,7 @@ def _signature(bitmap: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 @lru_cache(maxsize=MAX_CLASSES)
 def glyph_bitmap(character: str) -> NDArray[np.uint8]:
-    """The character with its longer side about 256 pixels, the source of all its objects."""
+    """Return the character with its longer side about 256 pixels, the source of all its objects."""
     probe_size = 64
     probe = _tight_bitmap(character, probe_size)
     assert probe is not None, character

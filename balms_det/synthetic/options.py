@@ -104,7 +104,7 @@ class GlyphOptions:
         )
 
     def curve(self) -> NDArray[np.float64]:
-        """(K,) relative class counts of the training set, by rank."""
+        """Return (K,) relative class counts of the training set, by rank."""
         return _CURVES[self.tail](self)
 
     def _require(self, name: str, satisfied: bool, choice: str) -> None:

@@ -96,7 +96,7 @@ class _Scene:
         self._picture = _background(rng, options.size)
 
     def place(self, character: str) -> int | None:
-        """Add an object on top of all others or beneath them, and return its mark.
+        """Return add an object on top of all others or beneath them, and return its mark.
 
         A place is accepted if enough of it, and of every object it covers, stays visible, so that
         nothing is in the picture that a label could not name. Objects get smaller as attempts
@@ -135,7 +135,7 @@ class _Scene:
         return None
 
     def finished_picture(self) -> NDArray[np.uint8]:
-        """The (S, S, 3) picture; edges are softened a little, as a lens would."""
+        """Return the (S, S, 3) picture; edges are softened a little, as a lens would."""
         return np.asarray(cv2.GaussianBlur(self._picture, (3, 3), 0.6), dtype=np.uint8)
 
     def annotations(self, placed: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -160,7 +160,8 @@ class _Scene:
 
 
 def _stamp(character: str, length: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The character rotated and stretched at random, its longer side about `length` pixels."""
+    """Return the character rotated and stretched at random, its longer side about `length`
+    pixels."""
     bitmap = glyph_bitmap(character)
     angle = rng.uniform(-_MAX_ROTATION, _MAX_ROTATION)
     stretch = _MAX_STRETCH ** rng.uniform(-0.5, 0.5)
@@ -188,7 +189,8 @@ _RAMP = np.linspace(0, 1, 256)[:, None]
 def _texture(
     rng: np.random.Generator, shape: tuple[int, int], colours: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
-    """A mixture of two `colours` (2, 3), by waves (stripes to a gradient) or by cloudy noise."""
+    """Return a mixture of two `colours` (2, 3), by waves (stripes to a gradient) or by cloudy
+    noise."""
     if rng.random() < 0.5:
         mixture = _noise(rng, shape)
     else:

@@ -11,7 +11,7 @@ from balms_det.runtime.errors import InputError
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)
 ) -> str:
-    """A table, columns aligned to the right but for those whose indices `left` names."""
+    """Return a table, columns aligned to the right but for those whose indices `left` names."""
     rules = ["---" if column in left else "---:" for column in range(len(headers))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, rules, *rows))
 

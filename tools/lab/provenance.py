@@ -37,7 +37,8 @@ def describe_versions(record: Mapping[str, Any]) -> str:
 
 
 def commit(root: Path) -> str | None:
-    """The commit that is checked out at `root`, "-dirty" where its code was changed; or None.
+    """Return the commit that is checked out at `root`, "-dirty" where its code was changed; or
+    None.
 
     Stored runs and what is made of them, in ``docs/``, are not code: every run would change them
     for the next.
@@ -55,7 +56,7 @@ def commit(root: Path) -> str | None:
 
 
 def _machine(device: str, threads: int | None) -> str:
-    """The GPU, or the processor with its cores and memory; neither a name nor a path."""
+    """Return the GPU, or the processor with its cores and memory; neither a name nor a path."""
     if torch.device(device).type == "cuda":
         return str(torch.cuda.get_device_name(device))
     cpuinfo = Path("/proc/cpuinfo")

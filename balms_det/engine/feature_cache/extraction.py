@@ -36,7 +36,7 @@ _BATCHES_PER_FLUSH = 64
 
 
 def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> FeatureCache:
-    """The features of a training set, of which those that are missing are computed.
+    """Return the features of a training set, of which those that are missing are computed.
 
     Args:
         cfg: with MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE, the folder.
@@ -69,7 +69,7 @@ def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> Fe
 
 
 def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
-    """A digest of everything that decides the features."""
+    """Return a digest of everything that decides the features."""
     digest = hashlib.sha256(VERSION.encode())
     relevant = cfg.clone()
     relevant.defrost()

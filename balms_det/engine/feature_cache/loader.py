@@ -34,7 +34,7 @@ class SampleOfProposals:
     num_classes: int
 
     def __call__(self, record: Record) -> dict[str, Any]:
-        """The sampled rows of one image, in a random one of its views.
+        """Return the sampled rows of one image, in a random one of its views.
 
         Args:
             record: with ``dataset_index``, the image's place in the training set.
@@ -60,7 +60,7 @@ def build_feature_loader(
     cache: FeatureCache,
     sampler: MetaTrainingSampler | None = None,
 ) -> DataLoader:
-    """As :func:`balms_det.data.build_train_loader`, with features in the place of images."""
+    """Return as :func:`balms_det.data.build_train_loader`, with features in the place of images."""
     heads = cfg.MODEL.ROI_HEADS
     mapper = SampleOfProposals(
         cache, heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.NUM_CLASSES

@@ -117,7 +117,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _create(folder: Path, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
-    """An empty cache, which is there whole or not at all; its files take up room as they fill."""
+    """Return an empty cache, which is there whole or not at all; its files take up room as they
+    fill."""
     try:
         size = sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in arrays.values()

@@ -18,7 +18,7 @@ from balms_det.losses.registry import LOSSES
 def build_meta_learning(
     cfg: Any, model: nn.Module, train_loader: Any, class_stats: ClassStats
 ) -> MetaLearning | None:
-    """The hook that learns what the configuration says is learned, or None.
+    """Return the hook that learns what the configuration says is learned, or None.
 
     Args:
         cfg: checked by :func:`balms_det.engine.validate_config`.
@@ -56,7 +56,7 @@ def build_meta_learning(
 
 
 def features_are_frozen(model: nn.Module) -> bool:
-    """Whether training changes nothing that the classifier's features depend on."""
+    """Return whether training changes nothing that the classifier's features depend on."""
     before = (model.backbone, model.proposal_generator, model.roi_heads.box_head)
     return not any(p.requires_grad for part in before for p in part.parameters())
 

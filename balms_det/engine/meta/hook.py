@@ -110,7 +110,7 @@ class MetaLearning(HookBase):
         self._log(sum(losses))
 
     def _step_of(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """What :func:`balms_det.bilevel.log_weight_gradients` has to know of the SGD step."""
+        """Return the SGD step as arguments of :func:`balms_det.bilevel.log_weight_gradients`."""
         for group in self.trainer.optimizer.param_groups:
             if any(parameter is other for other in group["params"]):
                 return {key: group[key] for key in ("lr", "momentum", "nesterov")}
@@ -125,7 +125,7 @@ class MetaLearning(HookBase):
             storage.put_histogram("meta/rates", rates.cpu())
 
     def rates(self) -> Tensor:
-        """(K,) sigma(psi)."""
+        """Return (K,) sigma(psi)."""
         return self._rates.rate_logits.detach().sigmoid()
 
     def after_train(self) -> None:

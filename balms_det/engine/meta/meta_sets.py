@@ -24,7 +24,7 @@ class MetaSet(Protocol):
     """Where the meta batches are from."""
 
     def batches(self, records: list[HeadRecord]) -> list[MetaBatch]:
-        """One for each of the training batch's records."""
+        """Return a meta batch for each of the training batch's records."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...

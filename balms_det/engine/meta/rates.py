@@ -23,7 +23,7 @@ class SamplerRates:
         self._temperature = temperature
 
     def gradient(self, recorder: Recorder, rows: list[Tensor]) -> Tensor:
-        """(K,) dM/dpsi, its mean over the processes still to be taken.
+        """Return (K,) dM/dpsi, its mean over the processes still to be taken.
 
         Args:
             recorder: of the training batch.
@@ -54,7 +54,7 @@ class ReweighterRates:
             others.rate_logits = self.rate_logits
 
     def gradient(self, recorder: Recorder, rows: list[Tensor]) -> Tensor:
-        """As of :class:`SamplerRates`."""
+        """Return as of :class:`SamplerRates`."""
         return sum(
             reweighter_rate_gradient(gradients, record.gt_classes, self.rate_logits)
             for record, gradients in zip(recorder.records, rows, strict=True)
@@ -62,7 +62,7 @@ class ReweighterRates:
 
 
 def mean_over_processes(tensor: Tensor, device: torch.device) -> Tensor:
-    """The mean, computed on `device` and the same bits in every process."""
+    """Return the mean, computed on `device` and the same bits in every process."""
     if comm.get_world_size() == 1:
         return tensor
     total = tensor.to(device)

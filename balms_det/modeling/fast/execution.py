@@ -137,6 +137,6 @@ def _forward(conv: Conv2d, convolve: Callable[[Tensor], Tensor], x: Tensor) -> T
 
 
 def _pointwise_conv2d(conv: Conv2d, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, D, H', W'), both best with channels last in memory."""
+    """Return (N, C, H, W) -> (N, D, H', W'), both best with channels last in memory."""
     pixels = x[:, :, :: conv.stride[0], :: conv.stride[1]].permute(0, 2, 3, 1)
     return F.linear(pixels, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)

@@ -23,7 +23,7 @@ class FastGradientROIAlign(ROIAlign):
     """Detectron2's layer; its gradient on a processor is the same up to rounding, and faster."""
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """(N, C, H, W) features, (R, 5) image index and box -> (R, C, P, Q)."""
+        """Return (N, C, H, W) features, (R, 5) image index and box -> (R, C, P, Q)."""
         if input.device.type != "cpu" or not (input.requires_grad and torch.is_grad_enabled()):
             return super().forward(input, rois)
         options = (self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
@@ -88,7 +88,7 @@ class _ROIAlign(torch.autograd.Function):
 def _axis_weights(
     start: Tensor, length: Tensor, bins: int, size: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """What each bin takes of each pixel along one axis.
+    """Return the weight of each pixel in each bin along one axis.
 
     Args:
         start, length: (R,) of the regions, in pixels.

@@ -23,14 +23,14 @@ _TILES = 512
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
-    """(D, C, 3, 3) kernels g -> (16, C, D), G g G^T of each."""
+    """Return (D, C, 3, 3) kernels g -> (16, C, D), G g G^T of each."""
     g = _kernel_transform(weight)
     transformed = torch.einsum("ai,dcij,bj->abcd", g, weight, g)
     return transformed.flatten(0, 1).contiguous()
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3 x 3 convolution with stride and padding 1, without gradient.
+    """Return a 3 x 3 convolution with stride and padding 1, without gradient.
 
     Args:
         x: (N, C, H, W), best with channels last in memory.
@@ -58,7 +58,7 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def trainable_winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As :func:`winograd_conv2d`, of (D, C, 3, 3) kernels and with gradients, once."""
+    """Return as :func:`winograd_conv2d`, of (D, C, 3, 3) kernels and with gradients, once."""
     result: Tensor = _WinogradConv2d.apply(x, weight, bias)
     return result
 
@@ -81,7 +81,7 @@ class _WinogradConv2d(torch.autograd.Function):
 def _gradients(
     x: Tensor, weight: Tensor, gradient: Tensor, for_x: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of x (N, C, H, W) and of the kernels (D, C, 3, 3), from that of the output (N, D, H, W).
+    """Return the gradients of x (N, C, H, W) and of the kernels (D, C, 3, 3).
 
     The input's tiles are computed once more, for they take four times its memory.
     """
@@ -145,7 +145,7 @@ def _blocks(y: Tensor) -> Iterator[_Block]:
 
 
 def _cut_out(x: Tensor, block: _Block, *, border: int) -> Tensor:
-    """The pixels of a block of (N, H, W, C), with a border, and zeros beyond the image."""
+    """Return the pixels of a block of (N, H, W, C), with a border, and zeros beyond the image."""
     n, rows, columns = block.grid
     width = x.shape[2]
     result = x.new_zeros(n, 2 * rows + 2 * border, 2 * columns + 2 * border, x.shape[3])
@@ -167,7 +167,7 @@ def _input_tiles(x: Tensor) -> Tensor:
 
 
 def _transposed_input_tiles(tiles: Tensor, block: _Block) -> Tensor:
-    """The transpose of :func:`_input_tiles`, B V B^T: (16, T, C) -> (N, H + 2, W + 2, C)."""
+    """Return the transpose of :func:`_input_tiles`, B V B^T: (16, T, C) -> (N, H + 2, W + 2, C)."""
     n, rows, columns = block.grid
     tiles = tiles.view(4, 4, n, rows, columns, -1)
     along_rows = tiles.new_zeros(4, n, rows, 2 * columns + 2, tiles.shape[-1])
@@ -181,7 +181,7 @@ def _transposed_input_tiles(tiles: Tensor, block: _Block) -> Tensor:
 
 
 def _outputs(products: Tensor, block: _Block) -> Tensor:
-    """A^T M A of every tile: (16, T, D) -> (N, H, W, D)."""
+    """Return a^T M A of every tile: (16, T, D) -> (N, H, W, D)."""
     n, rows, columns = block.grid
     products = products.view(4, 4, n, rows, columns, -1)
     sums = products.new_empty(2, *products.shape[1:])
@@ -193,7 +193,7 @@ def _outputs(products: Tensor, block: _Block) -> Tensor:
 
 
 def _transposed_outputs(y: Tensor) -> Tensor:
-    """The transpose of :func:`_outputs`, A Y A^T: (N, H, W, D) -> (16, T, D)."""
+    """Return the transpose of :func:`_outputs`, A Y A^T: (N, H, W, D) -> (16, T, D)."""
     n, height, width, channels = y.shape
     sums = y.new_empty(2, 4, n, height // 2, width // 2, channels)
     for row in range(2):
@@ -220,7 +220,7 @@ def _transposed_input_transform(v: Tensor, d: list[Tensor]) -> None:
 
 
 def _output_transform(m: Tensor, first: Tensor, second: Tensor) -> None:
-    """A^T m for the four entries of `m`, written into its two entries."""
+    """Return a^T m for the four entries of `m`, written into its two entries."""
     torch.add(m[0], m[1], out=first).add_(m[2])
     torch.sub(m[1], m[2], out=second).sub_(m[3])
 

@@ -37,7 +37,7 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
 
 
 def sizes_of(name: str) -> dict[str, int]:
-    """The sizes that a work can be asked for, with their defaults."""
+    """Return the sizes that a work can be asked for, with their defaults."""
     parameters = inspect.signature(WORKS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 

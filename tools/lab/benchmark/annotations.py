@@ -228,7 +228,7 @@ def _with_crowds(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differing_counts(ours: ClassStats, content: dict[str, Any]) -> float:
-    """The largest difference between our instance counts and those of the parsed file."""
+    """Return the largest difference between our instance counts and those of the parsed file."""
     counted = np.bincount([a["category_id"] for a in content["annotations"]])[1:]
     counts = np.zeros(ours.num_classes, np.int64)
     counts[: len(counted)] = counted

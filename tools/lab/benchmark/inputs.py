@@ -46,7 +46,7 @@ def image_with_proposals(count: int) -> Instances:
 
 
 def class_logits(proposals: int, classes: int) -> dict[str, Tensor]:
-    """(R, K) logits of a sigmoid classifier before and after training."""
+    """Return (R, K) logits of a sigmoid classifier before and after training."""
     generator = seeded(2)
     noise = torch.randn(proposals, classes, generator=generator)
     # A prior of 0.001, as the classifier starts.
@@ -98,7 +98,7 @@ def class_stats(classes: int) -> ClassStats:
 
 
 def model_config(device: str, classes: int, *opts: Any) -> CfgNode:
-    """The configuration of lvis_r50_rfs.yaml with random weights."""
+    """Return the configuration of lvis_r50_rfs.yaml with random weights."""
     own = ("MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", classes)
     path = config_file("lvis_r50_rfs.yaml")
     opts = [str(opt) for opt in (*own, *opts)]
@@ -106,7 +106,7 @@ def model_config(device: str, classes: int, *opts: Any) -> CfgNode:
 
 
 def our_model(cfg: CfgNode, loss: str) -> torch.nn.Module:
-    """A detector with that loss, randomly initialised."""
+    """Return a detector with that loss, randomly initialised."""
     cfg = cfg.clone()
     cfg.MODEL.LONG_TAIL.LOSS.NAME = loss
     torch.manual_seed(0)

@@ -100,7 +100,7 @@ def _pairs(rng: np.random.Generator, images: int, classes: int) -> tuple[np.ndar
 def _annotations(
     rng: np.random.Generator, image_of: np.ndarray, class_of: np.ndarray, first: int
 ) -> Iterator[dict[str, Any]]:
-    """The records of some annotations, whose ids continue after `first`."""
+    """Return the records of some annotations, whose ids continue after `first`."""
     number = len(image_of)
     size = np.exp(rng.uniform(np.log(8), np.log(300), (number, 2)))
     centre = rng.random((number, 2)) * ([_WIDTH, _HEIGHT] - size) + size / 2

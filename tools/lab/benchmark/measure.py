@@ -60,7 +60,7 @@ class Comparison:
 def measure(
     comparison: Comparison, *, device: str, repeat: int, operations: bool = False
 ) -> dict[str, Any]:
-    """The measured part of a record: times in seconds, memory in MB (2^20 bytes).
+    """Return the measured part of a record: times in seconds, memory in MB (2^20 bytes).
 
     Both sides first run once to warm up (unless `repeat` is one, for works that take minutes), once
     for their outputs and memory, and then `repeat` times in turn for their times. While they warm
@@ -255,7 +255,7 @@ def _give_back_memory() -> bool:
 
 
 def _process_status(name: str) -> int:
-    """A field of the process's status, in bytes."""
+    """Return a field of the process's status, in bytes."""
     for line in (_PROC / "status").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == name:

@@ -107,5 +107,5 @@ def meta_step(
 
 
 def _relative(ours: Tensor, peer: Tensor) -> float:
-    """The largest difference, in units of the largest derivative."""
+    """Return the largest difference, in units of the largest derivative."""
     return float((ours - peer).abs().max() / peer.abs().max())

@@ -51,7 +51,7 @@ class Sample:
 
 
 def results_by_seed(runs: Sequence[Run], method: str, imbalance: int) -> dict[int, Any]:
-    """The results of one method at one imbalance, by seed."""
+    """Return the results of one method at one imbalance, by seed."""
     return {
         run["seed"]: run["results"]
         for run in runs
@@ -60,7 +60,7 @@ def results_by_seed(runs: Sequence[Run], method: str, imbalance: int) -> dict[in
 
 
 def accuracy(runs: Sequence[Run], method: str, imbalance: int) -> Sample:
-    """Accuracy over the seeds."""
+    """Return accuracy over the seeds."""
     by_seed = results_by_seed(runs, method, imbalance)
     return Sample.of([100 * results["accuracy"] for results in by_seed.values()])
 
@@ -123,7 +123,7 @@ def _signed(sample: Sample) -> str:
 
 
 def provenance(runs: Sequence[Run]) -> str:
-    """A sentence on how many runs there are, their class counts, and how they were made."""
+    """Return a sentence on how many runs there are, their class counts, and how they were made."""
     seeds = len({run["seed"] for run in runs})
     minutes = sum(run["seconds_of_training"] for run in runs) / 60
     counts = {run["imbalance"]: run["class_counts"] for run in runs}

@@ -43,7 +43,8 @@ def store_run(path: Path, suite: str, method: str, trainer: Trainer, results: Ev
 
 
 def changed_settings(cfg: Any) -> dict[str, Any]:
-    """The settings that differ from their defaults, without those that name files or machines."""
+    """Return the settings that differ from their defaults, without those that name files or
+    machines."""
     local = ("OUTPUT_DIR", "DEVICE", "DATA.ROOT", "DATA.NUM_WORKERS")
 
     def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -62,5 +63,5 @@ def changed_settings(cfg: Any) -> dict[str, Any]:
 
 
 def load_runs(folder: Path, suite: str) -> list[dict[str, Any]]:
-    """The stored runs of a suite, none if there are none."""
+    """Return the stored runs of a suite, none if there are none."""
     return [orjson.loads(path.read_bytes()) for path in sorted((folder / suite).glob("*.json"))]

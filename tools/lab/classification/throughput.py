@@ -146,7 +146,8 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
 
 def _our_step(device: torch.device) -> Step:
-    """As balms_det.classification.Trainer: it normalises, and its layout suits small networks."""
+    """Return as balms_det.classification.Trainer: it normalises, and its layout suits small
+    networks."""
     network = _network(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _training_step(network, network, fused=True)

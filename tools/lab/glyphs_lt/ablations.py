@@ -24,7 +24,7 @@ class Ablation:
 
 
 def _margin(name: str, title: str, **margin: Any) -> Method:
-    """A variant of Balanced Sigmoid on the frozen features of the suite's base."""
+    """Return a variant of Balanced Sigmoid on the frozen features of the suite's base."""
     opts = {f"{_MARGIN}.{key}": value for key, value in margin.items()}
     return Method(name, title, "decoupled_balsig", opts, stage="second")
 
@@ -245,7 +245,8 @@ ABLATIONS = {
 
 
 def methods_named(names: list[str], ablation: str) -> list[Method]:
-    """The methods of these names, or the variants of an ablation, all where no name is given.
+    """Return the methods of these names, or the variants of an ablation, all where no name is
+    given.
 
     Raises:
         InputError: there is none of a name.

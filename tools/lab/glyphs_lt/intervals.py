@@ -80,7 +80,7 @@ def _image_id(image_id: int, copy: int) -> int:
 
 
 def _repeated(content: Mapping[str, Any], times: int) -> dict[str, Any]:
-    """An annotation file with every image `times` times, under ids of its own."""
+    """Return an annotation file with every image `times` times, under ids of its own."""
     size = max((annotation["id"] for annotation in content["annotations"]), default=0)
     return {
         **content,

@@ -151,7 +151,7 @@ class Run:
         }
 
     def key(self) -> str:
-        """A digest of all that decides the result but versions and machine."""
+        """Return a digest of all that decides the result but versions and machine."""
         base, pretraining = self.base, self.suite.pretraining
         content = {
             "suite": [self.suite.name, self.suite.version],
@@ -171,7 +171,7 @@ class Run:
 
 
 def is_stored(run: Run, runs_dir: Path) -> bool:
-    """Whether the result of exactly this run is among the stored ones."""
+    """Return whether the result of exactly this run is among the stored ones."""
     path = run.stored(runs_dir)
     return path.is_file() and bool(read(path)["key"] == run.key())
 
@@ -182,12 +182,12 @@ def output_dir(run: Run, workspace: Workspace) -> Path:
 
 
 def predictions_file(run: Run, workspace: Workspace) -> Path:
-    """The stored detections of a finished run."""
+    """Return the stored detections of a finished run."""
     return output_dir(run, workspace) / "inference" / "lvis_instances_results.json"
 
 
 def configured(suite: Suite) -> Any:
-    """The suite's configuration, to read and not to change."""
+    """Return the suite's configuration, to read and not to change."""
     return _configuration(suite.config)
 
 

@@ -18,7 +18,7 @@ _CURVE_POINTS = 60
 
 
 def training_history(output_dir: Path) -> list[dict[str, Any]]:
-    """The records of ``metrics.json`` that are of training, each iteration's last one."""
+    """Return the records of ``metrics.json`` that are of training, each iteration's last one."""
     path = output_dir / "metrics.json"
     lines = path.read_text().splitlines() if path.is_file() else []
     by_iteration = {
@@ -36,7 +36,7 @@ def training_seconds(history: Sequence[Mapping[str, Any]]) -> float:
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """At most 60 points of the classifier's loss and accuracy on foreground RoIs."""
+    """Return at most 60 points of the classifier's loss and accuracy on foreground RoIs."""
     measured = [record for record in history if "fast_rcnn/fg_cls_accuracy" in record]
     points = measured[:: max(1, -(-len(measured) // _CURVE_POINTS))]
     return {
@@ -56,7 +56,7 @@ def scores(
     class_budget: int,
     category_ids: Sequence[int],
 ) -> dict[str, Any]:
-    """All that is measured on one run's stored predictions, in percent.
+    """Return all that is measured on one run's stored predictions, in percent.
 
     Args:
         dataset_name: the registered validation set.

@@ -87,7 +87,7 @@ def registered_data(run: Run, workspace: Workspace) -> tuple[str, Path]:
 
 
 def _trained(run: Run, workspace: Workspace) -> Path:
-    """The folder of the finished run, whose predictions are there."""
+    """Return the folder of the finished run, whose predictions are there."""
     output = output_dir(run, workspace)
     with _alone(output):
         if not (output / "inference" / "lvis_results.json").is_file():
@@ -127,7 +127,7 @@ def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
 
 
 def _pretrained(suite: Suite, workspace: Workspace) -> Path:
-    """The checkpoint of the detector that was trained on the other classes."""
+    """Return the checkpoint of the detector that was trained on the other classes."""
     assert suite.pretraining is not None
     options: dict[str, Any] = {
         "MODEL.LONG_TAIL.LOSS.NAME": "softmax",
@@ -163,7 +163,7 @@ def _train_net(
 
 
 def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
-    """The folder of a data set, made if need be."""
+    """Return the folder of a data set, made if need be."""
     folder = workspace.root / "data" / digest(dataclasses.asdict(data))
     with _alone(folder):
         generate(folder, data, workers=workspace.workers, progress=True)

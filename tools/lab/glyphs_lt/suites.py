@@ -114,7 +114,7 @@ SUITES = {suite.name: suite for suite in (GLYPHS_LT_CPU, GLYPHS_LT_GPU)}
 
 
 def suite_named(name: str) -> Suite:
-    """The suite of that name.
+    """Return the suite of that name.
 
     Raises:
         InputError: there is none.
