@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ from balms_det.runtime.dependency_warnings import KNOWN
 def pytest_configure(config):
     """Filter dependencies' warnings by the list that the commands use."""
     for known in KNOWN:
-        line = f"ignore:{known.message}:{known.category.__name__}:{known.module}"
+        message, module = re.escape(known.message), re.escape(known.module)
+        line = f"ignore:{message}:{known.category.__name__}:{module}"
         config.addinivalue_line("filterwarnings", line)
 
 

@@ -198,8 +198,8 @@ def test_changing_the_arrays_given_does_not_change_the_statistics():
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ((1, 99, None), "annotation 2 has the category_id 99.*check_dataset.py"),
-        ((99, 3, None), "annotation 2 has the image_id 99.*check_dataset.py"),
+        ((1, 99, None), "annotation 2 has the category_id 99.*balms-det check"),
+        ((99, 3, None), "annotation 2 has the image_id 99.*balms-det check"),
     ],
 )
 def test_unknown_ids_are_refused_by_name(tmp_path, annotation, message):

@@ -25,7 +25,7 @@ from balms_det.losses.loss import Loss, RunningState
 from balms_det.losses.registry import LOSSES
 from balms_det.modeling.predictor import training_iteration
 from balms_det.runtime.errors import InputError
-from balms_det.runtime.processes import ends_spawned_process
+from balms_det.runtime.processes import exit_without_teardown
 
 K = 6
 RTOL = 1e-10
@@ -453,7 +453,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 
-@ends_spawned_process
+@exit_without_teardown
 def _run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -196,10 +196,10 @@ def test_missing_and_truncated_pictures_are_named(registered, lvis_set, tmp_path
     picture = tmp_path / "train" / "005.jpg"
     content = picture.read_bytes()
     picture.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="005.jpg: the image cannot be read.*check_dataset"):
+    with pytest.raises(InputError, match="005.jpg: the image cannot be read.*balms-det check"):
         list(build_test_loader(cfg, "broken"))
     picture.unlink()
-    with pytest.raises(InputError, match="005.jpg: there is no such image.*check_dataset"):
+    with pytest.raises(InputError, match="005.jpg: there is no such image.*balms-det check"):
         list(build_test_loader(cfg, "broken"))
 
 

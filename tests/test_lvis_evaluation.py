@@ -19,7 +19,7 @@ from lvis import LVIS, LVISEval, LVISResults
 from balms_det.evaluation import LVISEvaluator, lvis, scoring
 from balms_det.evaluation.scoring import hotcoco_precision
 from balms_det.runtime.errors import InputError
-from balms_det.runtime.processes import ends_spawned_process
+from balms_det.runtime.processes import exit_without_teardown
 from lab.lvis_api import lvis_api_precision
 
 HEIGHT, WIDTH = 112, 144
@@ -617,7 +617,7 @@ def test_the_table_is_logged(register, ground_truth, caplog):
     assert f"{results['bbox']['APr']:.2f}" in caplog.text and "class_7" in caplog.text
 
 
-@ends_spawned_process
+@exit_without_teardown
 def _score_one_rank(rank, world_size, init_file, name, content_path, instances, out):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size

@@ -37,7 +37,7 @@ from balms_det.engine.meta import (
     plot_rates,
 )
 from balms_det.losses.criterion import LearnedClassWeights
-from balms_det.runtime.processes import ends_spawned_process
+from balms_det.runtime.processes import exit_without_teardown
 from balms_det.synthetic import GlyphOptions, generate
 
 K = 10
@@ -419,7 +419,7 @@ def learning_on(images, learned, steps=3):
     return hook.rates()
 
 
-@ends_spawned_process
+@exit_without_teardown
 def _learn_in_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -448,7 +448,7 @@ def test_rates_are_the_same_bits_in_every_process_that_trains(glyphs, tmp_path):
         assert (first != 0.5).any()
 
 
-@ends_spawned_process
+@exit_without_teardown
 def _train_in_process(glyphs, folder):
     torch.set_num_threads(1)
     register_dataset("meta_train", f"{glyphs}/glyphs_train.json", glyphs)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from balms_det.runtime.processes import ends_spawned_process
+from balms_det.runtime.processes import exit_without_teardown
 
 
-@ends_spawned_process
+@exit_without_teardown
 def reduce_and_end(rank, folder):
     """End while a thread of Gloo runs Python, as it does when it lets go of a tensor."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -34,7 +34,7 @@ def test_a_thread_of_gloo_may_outlive_the_main_thread(tmp_path):
     mp.spawn(reduce_and_end, (str(tmp_path),), nprocs=2)
 
 
-@ends_spawned_process
+@exit_without_teardown
 def leave_traces(_, folder):
     atexit.register(Path(folder, "exit_handler").touch)
 
@@ -54,7 +54,7 @@ def test_threads_join_exit_handlers_run_and_streams_are_flushed(tmp_path):
     assert (tmp_path / "stdout").read_text() == "the last words"
 
 
-@ends_spawned_process
+@exit_without_teardown
 def fail(_):
     raise ValueError("a reason")
 
@@ -65,7 +65,7 @@ def test_an_exception_reaches_who_spawned_the_process():
         mp.spawn(fail, nprocs=1)
 
 
-@ends_spawned_process
+@exit_without_teardown
 def answer():
     return 42
 

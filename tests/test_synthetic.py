@@ -28,9 +28,9 @@ from balms_det.synthetic import (
     generate,
     glyph_characters,
     glyphs,
+    images,
     long_tail_counts,
     lvis_v1_curve,
-    pictures,
     zipf_curve,
 )
 
@@ -198,8 +198,8 @@ def test_masks_have_the_holes_of_their_characters(folder):
 
 
 def test_masks_cover_what_the_picture_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "_vivid_colours", lambda rng: np.full((2, 3), 255.0))
-    monkeypatch.setattr(pictures, "_muted_colours", lambda rng: np.zeros((2, 3)))
+    monkeypatch.setattr(images, "_vivid_colours", lambda rng: np.full((2, 3), 255.0))
+    monkeypatch.setattr(images, "_muted_colours", lambda rng: np.zeros((2, 3)))
     options = GlyphOptions(train_images=5, val_images=1, size=256, not_exhaustive=0)
     generate(tmp_path, options)
     content = read(tmp_path, "train")

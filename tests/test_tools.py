@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -346,3 +347,26 @@ def test_what_a_user_can_get_wrong_at_the_start_is_one_sentence(glyphs, tmp_path
         done = train_net(glyphs, tmp_path / "output", *args, opts=opts, check=False)
         assert expected in error_of(done)
         assert "Traceback" not in done.stderr
+
+
+def test_a_training_and_a_demo_print_no_warning(glyphs, tmp_path):
+    """Run as a user does, with Python's own filters."""
+
+    def plain(tool, *args):
+        done = subprocess.run(
+            [sys.executable, str(TOOLS / tool), *map(str, args)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = (done.stdout + done.stderr).splitlines()
+        return [line for line in lines if re.search(r"Warning\b|^W\d{4} ", line)]
+
+    config = ["--config-file", "glyphs_quickstart.yaml"]
+    options = [*TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", tmp_path / "run"]
+    assert plain("train_net.py", *config, *datasets(glyphs), *options) == []
+    weights = ["--weights", tmp_path / "run" / "model_final.pth"]
+    drawn = ["--input", glyphs / "val", "--output", tmp_path / "drawn"]
+    assert plain("demo.py", *config, *weights, *drawn) == []

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _without_json(arguments: Sequence[str]) -> list[str]:
-    """Return a command line without the file it writes, which is no part of what is measured."""
+    """Return a command line without the name of the file that it writes."""
     kept = list(arguments)
     if "--json" in kept:
         at = kept.index("--json")

@@ -110,8 +110,8 @@ class AnnotationFile:
 def read_annotation_file(path: str | os.PathLike[str]) -> AnnotationFile:
     """Parse `path` and check that it has the structure of LVIS or COCO instance annotations.
 
-    Only structure is checked, in a time small beside parsing; whether boxes, masks, ids and
-    pictures make sense is for `balms-det check` to say.
+    Only structure is checked, which takes little time beside parsing; `balms-det check` checks
+    boxes, masks, ids and images.
 
     Raises:
         InputError: the file is missing, not JSON, or neither LVIS nor COCO.
@@ -167,7 +167,7 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
         # The error counts characters; the excerpt may be off by a few where there are non-ASCII.
         excerpt = data[max(error.pos - 30, 0) : error.pos + 10].decode(errors="replace")
         raise InputError(
-            f"{path}: this is not valid JSON ({error}, at the end of {excerpt!r}); mend that "
+            f"{path}: this is not valid JSON ({error}, at the end of {excerpt!r}); repair that "
             "place, or fetch the file again if it was cut off while being copied"
         ) from error
 

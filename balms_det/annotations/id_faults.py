@@ -96,7 +96,7 @@ def _faults_of_annotations(
     def is_rounded(annotation: dict[str, Any]) -> bool:
         return _is_within_tolerance(annotation["bbox"], *sizes[annotation["image_id"]])
 
-    # Healthcheck's code, the kind, the message, and when the finding is no fault of the annotation.
+    # Healthcheck's code, the kind, the message, and when the finding does not count as a fault.
     rules: tuple[
         tuple[str, str, Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], bool]], ...
     ] = (

@@ -254,8 +254,8 @@ def jpeg_copies(path: str) -> tuple[Examples, Examples]:
             ]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"DATA.ROOT {path}: this is no archive of JPEG copies ({error}); its format is told in "
-            "balms_det/classification/data.py (jpeg_copies)"
+            f"DATA.ROOT {path}: this is not an archive of JPEG copies ({error}); its "
+            "format is described in balms_det/classification/data.py (jpeg_copies)"
         ) from error
     return parts[0], parts[1]
 

@@ -248,7 +248,7 @@ class Trainer:
             subset = state["subset"]
         except Exception as error:  # Unpickling a file of another kind can raise anything.
             raise InputError(
-                f"{path}: this is no checkpoint of tools/train_classifier.py; delete it, or give "
+                f"{path}: this is not a checkpoint of `balms-det classify`; delete it, or give "
                 "MODEL.WEIGHTS or OUTPUT_DIR another path"
             ) from error
         if subset != self._subset:

@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE.yaml")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue OUTPUT_DIR's run"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue OUTPUT_DIR's run")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

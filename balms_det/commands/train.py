@@ -22,7 +22,7 @@ from balms_det.engine import (
     inference_class_stats,
     load_config,
 )
-from balms_det.runtime.processes import ends_spawned_process
+from balms_det.runtime.processes import exit_without_teardown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-@ends_spawned_process
+@exit_without_teardown
 def train(args: argparse.Namespace) -> Mapping[str, Any] | None:
     """Train or evaluate in one of the processes that :func:`main` launches."""
     cfg = load_config(args)

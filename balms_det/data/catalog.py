@@ -51,7 +51,9 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
             f"{metadata.get('json_file', 'other files')}; choose another name for {json_file}"
         )
     if not Path(image_root).is_dir():
-        raise InputError(f"{image_root}: this image root of {name!r} is no folder; check the path")
+        raise InputError(
+            f"{image_root}: this image root of {name!r} is not a directory; check the path"
+        )
     cache = open_annotations(json_file)
     stats = cache.class_stats
     DatasetCatalog.register(name, AnnotatedImages(json_file, image_root))
@@ -92,7 +94,7 @@ def _annotated_images(name: str) -> AnnotatedImages | None:
     if not Path(json_file).exists():
         return None  # Detectron2 says so, in its own way, once it is loaded.
     stats = open_annotations(json_file).class_stats
-    # Where there is no map of ids, Detectron2 has classes one below their ids.
+    # Without a map of ids, Detectron2's classes are one below their ids.
     below = {category_id: category_id - 1 for category_id in stats.category_ids}
     if metadata.get("thing_dataset_id_to_contiguous_id", below) != _contiguous_ids(stats):
         return None

@@ -36,7 +36,7 @@ class LongTailDatasetMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]
-        remedy = "mend or remove it; `balms-det check` lists every such file of a data set"
+        remedy = "repair or remove it; `balms-det check` lists every such file of a data set"
         try:
             return super().__call__(dataset_dict)
         except FileNotFoundError as error:

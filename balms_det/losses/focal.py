@@ -30,7 +30,7 @@ def focal_loss(
     Args:
         logits: (R, K).
         gt_classes: (R,) in [0, K].
-        gamma: 0 or more; 0 is no focus.
+        gamma: 0 or more; 0 turns the focus off.
         alpha: in [0, 1]; negative for alpha_t = 1.
         reduction: as in :func:`sigmoid_loss`.
     """

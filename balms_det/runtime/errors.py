@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exception of all errors that a user can correct."""
 
 
 class InputError(ValueError):

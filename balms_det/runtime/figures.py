@@ -18,7 +18,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110)
     Raises:
         InputError: the folder is not there, or the format is none.
     """
-    # Which release of matplotlib drew it is no reason for another file.
+    # The file must not depend on the release of matplotlib that drew it.
     metadata = {"Software": None} if str(path).endswith(".png") else None
     try:
         figure.savefig(path, dpi=dpi, metadata=metadata)

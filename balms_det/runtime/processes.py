@@ -13,7 +13,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def ends_spawned_process(main: Callable[_P, _T]) -> Callable[_P, _T]:
+def exit_without_teardown(main: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorate what a process is spawned to do: the process ends as soon as that is done.
 
     It ends as multiprocessing ends a forked one: threads join, exit handlers run and streams are

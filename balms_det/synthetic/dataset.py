@@ -19,14 +19,14 @@ from balms_det.runtime.errors import InputError
 from balms_det.runtime.progress import progress_bar
 from balms_det.synthetic.class_counts import balanced_counts, long_tail_counts
 from balms_det.synthetic.glyphs import class_name, glyph_characters
-from balms_det.synthetic.options import GlyphOptions
-from balms_det.synthetic.pictures import (
+from balms_det.synthetic.images import (
     SPLIT_SEEDS,
     ImageLabels,
     ImageTask,
     draw_image,
     relative_path,
 )
+from balms_det.synthetic.options import GlyphOptions
 
 # Part of what decides whether a folder is up to date: raise it when the pictures change.
 _GENERATOR_VERSION = "1.0"

@@ -46,7 +46,7 @@ class Workspace:
         train_net: path of tools/train_net.py.
         workers: processes that draw data sets.
         arguments: further ones of its command line, such as ``--num-gpus 8``.
-        deadline: of time.monotonic(), at which a run is stopped, to be gone on with another time.
+        deadline: of time.monotonic(), at which a run is stopped; it can be continued later.
     """
 
     root: Path
