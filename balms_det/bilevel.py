@@ -151,7 +151,7 @@ def draw_classes(
 ) -> tuple[Tensor, Tensor]:
     """Draw classes with Gumbel noise, and with the same noise their relaxation.
 
-    The paper draws among the N examples. Of the examples of a class, the largest log p + g is
+    The paper draws among the N examples. Among the examples of a class, the largest log p + g is
     distributed as log of their summed p, plus Gumbel noise: to draw the class first, and then
     uniformly one of its examples, is the same draw with K instead of N numbers.
 

@@ -20,7 +20,7 @@ def freeze_except(model: nn.Module, train_modules: Sequence[str]) -> None:
 
     A frozen parameter asks for no gradient. A frozen layer also stays in evaluation mode whatever
     ``model.train()`` says: the statistics of its batch normalisation do not move, and it drops
-    nothing out. What the trained modules had frozen themselves stays so.
+    nothing out. Parameters that the trained modules freeze themselves stay frozen.
 
     Args:
         model: as built, before it is distributed and before its optimizer is made.

@@ -599,7 +599,7 @@ def test_first_stages_that_are_missing_or_something_else_are_named(in_folder):
     with pytest.raises(InputError, match="no checkpoint of a first stage; train it first"):
         Trainer(short("digits_lt+balms"))
     (in_folder / "other.pth").write_text("something else")
-    with pytest.raises(InputError, match="other.pth: this is no checkpoint"):
+    with pytest.raises(InputError, match="other.pth: this is not a checkpoint"):
         Trainer(short("digits_lt+balms", "MODEL.WEIGHTS", "other.pth"))
 
 

@@ -139,7 +139,7 @@ def test_registering_twice_is_harmless_but_a_taken_name_is_refused(registered, l
 
 
 def test_missing_image_root_is_refused(lvis_set, tmp_path):
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a directory"):
         register_dataset("nowhere", lvis_set[0], str(tmp_path / "nowhere"))
 
 

@@ -1,4 +1,4 @@
-"""What a check of a data set reports."""
+"""The faults that a check of a data set reports."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

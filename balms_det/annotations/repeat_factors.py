@@ -126,7 +126,7 @@ def class_repeat_factors(
         sqrt: as in the paper; False takes t / f_j itself, as Detectron2 offers.
 
     Returns:
-        (K,), at least 1; 1 for a class that does not occur, for there is nothing to repeat.
+        (K,), at least 1; 1 for a class that does not occur.
     """
     ratio = np.divide(threshold, frequency, out=np.ones_like(frequency), where=frequency > 0)
     return np.maximum(1.0, np.sqrt(ratio) if sqrt else ratio)

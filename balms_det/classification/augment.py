@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as F
 
-# What shows where an image is moved away from: the authors' release fills with grey.
+# The colour that fills the place an image is moved away from, grey as in the release.
 _FILL = 128.0
 _MAGNITUDES = 10  # levels of an operation's strength
 
@@ -61,7 +61,7 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device)
     top, left = offsets[:, :, None, None]
-    # Row by row, for a row is in one piece of memory: where each begins.
+    # Images are moved row by row, because a row is one piece of memory: where each begins.
     row = torch.arange(height, device=images.device) + top
     plane = torch.arange(n * channels, device=images.device).view(n, channels, 1)
     start = (plane * padded.shape[2] + row) * padded.shape[3] + left
@@ -101,7 +101,7 @@ def autoaugment(images: Tensor, generator: Generator) -> Tensor:
     pair = torch.randint(len(choices), (len(images),), generator=generator)
     happens = torch.rand(len(images), 2, generator=generator) <= chances[pair]
     negative = torch.randint(2, (len(images), 2), generator=generator)
-    # What an image gets, as an index into `operations`, which end with none.
+    # The operation of each image, as an index into `operations`, which end with none.
     chosen = torch.where(
         happens, choices[pair].gather(2, negative[:, :, None])[:, :, 0], len(operations) - 1
     )

@@ -25,7 +25,7 @@ from balms_det.runtime.errors import InputError
 
 # Digits of each class that are kept for testing.
 _DIGITS_TEST = 50
-# What the authors' release does to the pictures of ImageNet-LT and Places-LT.
+# The augmentation of ImageNet-LT and Places-LT in the authors' release.
 _PICTURE_SIZE = 224
 _TRAIN_PICTURE = v2.Compose(
     [

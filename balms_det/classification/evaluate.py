@@ -1,4 +1,4 @@
-"""What a classifier of a long tail gets right, and which labels it likes to give.
+"""Accuracy of a classifier of a long tail, and how often it predicts each class.
 
 Shapes: N test images, K classes.
 """
@@ -78,7 +78,7 @@ def tail_share(marginal: list[float]) -> float:
     """Return the part of a marginal that falls on the rarer half of the classes; 1/2 is balanced.
 
     Args:
-        marginal: (K,), the most frequent class first. Of an odd number of classes the middle one
+        marginal: (K,), the most frequent class first. With an odd number of classes the middle one
             counts half.
     """
     num_classes = len(marginal)

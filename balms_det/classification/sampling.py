@@ -115,7 +115,7 @@ class MetaSampler(nn.Module):
         self.rate_logits = nn.Parameter(initial)
         self.optimizer = torch.optim.Adam([self.rate_logits], lr=meta.BASE_LR)
         self._temperature = meta.TEMPERATURE
-        # Of the draws that are still to be trained on: workers that read files run ahead.
+        # Draws that are not trained on yet: workers that read files run ahead.
         self._relaxed = deque[Tensor]()
 
     @torch.no_grad()

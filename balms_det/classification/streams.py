@@ -10,7 +10,7 @@ from torch import Generator
 
 
 class Use(IntEnum):
-    """What random numbers are for; no two uses share a stream."""
+    """Uses of random numbers; no two uses share a stream."""
 
     EPOCH = 0
     BATCH = 1

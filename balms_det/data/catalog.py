@@ -16,7 +16,7 @@ from balms_det.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class AnnotatedImages:
-    """What DatasetCatalog calls to load a data set of ours.
+    """The loader of a registered data set, which DatasetCatalog calls.
 
     Attributes:
         json_file: the annotation file.

@@ -114,7 +114,7 @@ class MetaTrainingSampler(Sampler[int]):
         if not len(images.image_index):
             raise rf.no_class_to_draw()
         classes = np.bincount(images.image_index, minlength=images.num_images)
-        # Of the (class, image) pairs, the sum up to each: float64 tells a million of them apart.
+        # The sum up to each (class, image) pair: float64 distinguishes a million of them.
         ends = np.concatenate([[0], np.cumsum(1 / classes[images.image_index])])
         self.rate_logits = rate_logits
         self._temperature = temperature

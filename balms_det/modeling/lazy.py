@@ -1,4 +1,4 @@
-"""What a LazyConfig needs that a configuration node gives otherwise."""
+"""The criterion for a LazyConfig, which has no configuration node."""
 
 from collections.abc import Mapping
 from typing import Any

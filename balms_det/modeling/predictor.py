@@ -137,7 +137,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
         gt_classes = cat([logits.new_zeros(0).long(), *(p.gt_classes for p in proposals)])
         proposal_boxes = cat([empty, *(p.proposal_boxes.tensor for p in proposals)])
         # An image without objects has no gt_boxes; its proposals are all background, whose boxes
-        # no loss looks at.
+        # no loss reads.
         gt_boxes = cat(
             [
                 empty,
@@ -150,7 +150,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
         if isinstance(deltas, ClassDeltas):
             rows = (gt_classes < self.num_classes).nonzero()[:, 0]
             own = deltas.at(rows, gt_classes[rows])
-            # Of the background, whose boxes no loss looks at, they are zero.
+            # They are zero for the background, whose boxes no loss reads.
             deltas = own.new_zeros(len(gt_classes), 4).index_put((rows,), own)
         box_reg_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
         return {

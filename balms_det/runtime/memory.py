@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed."""
+"""Tuning of glibc's malloc: whether freed memory is kept or returned to the kernel."""
 
 import ctypes
 import sys
@@ -8,10 +8,10 @@ _MB = 1024 * 1024
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed for what is allocated next, for the rest of the process.
+    """Tune glibc's malloc to keep freed memory for the next allocation, in this process.
 
-    Otherwise what an iteration of training on a processor frees goes back to the kernel, which
-    clears every page of it for the next iteration: some tenth of a small network's time. Tensors
+    Otherwise the memory that a training iteration on a CPU frees returns to the kernel, which
+    clears every page of it for the next iteration: about a tenth of a small network's time. Tensors
     above 32 MB go back as before. Without glibc nothing changes.
     """
     libc = _glibc()
@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> bool:
-    """Return to the kernel what was freed and is kept; False without glibc, where it cannot."""
+    """Return kept memory to the kernel; the result is False without glibc, which cannot."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

@@ -14,15 +14,15 @@ _T = TypeVar("_T")
 
 
 def exit_without_teardown(main: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorate what a process is spawned to do: the process ends as soon as that is done.
+    """Decorate the main function of a spawned process: the process ends with it.
 
     It ends as multiprocessing ends a forked one: threads join, exit handlers run and streams are
-    flushed, but the interpreter is not torn down. For the threads of Gloo may still hold a tensor
-    of the last collective whose result the main thread has already; to let go of it while the
-    interpreter is being torn down aborts the process (pytorch/pytorch#179291), and with it a
-    training that was complete.
+    flushed, but the interpreter is not torn down. A thread of Gloo may still hold a tensor of
+    the last collective after the main thread has its result. Releasing that tensor during the
+    interpreter's teardown aborts the process (pytorch/pytorch#179291), and with it a complete
+    training.
 
-    An exception leaves `main` as ever, and so does its result in a process that nobody spawned.
+    An exception propagates, and a process that was not spawned gets the result of `main`.
     """
 
     @functools.wraps(main)

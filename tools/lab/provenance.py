@@ -1,4 +1,4 @@
-"""What a stored number says of where it comes from: machine, versions, commit."""
+"""The provenance of a stored number: machine, versions, commit."""
 
 import os
 import platform

@@ -17,7 +17,7 @@ On disk, below the given folder, a folder named after a digest of all that the f
 the frozen weights, the configuration of the model's other parts and of its input, the annotations,
 and size and time of every picture. So features of another detector or of other data are never read.
 A slot counts as there once its rows have reached the disk; an extraction that was cut short goes on
-with the slots that are missing. Of several runs that ask for the same features at once, one
+with the slots that are missing. If several runs ask for the same features at once, one
 computes them and the others wait.
 """
 

@@ -37,7 +37,7 @@ class FeatureBank:
 
     Every class that has occurred is as likely as any other, and its last RoIs are all equally so.
     A meta batch has as many foreground and background rows as the training batch; the background is
-    the previous batch's. Nothing of the batch at hand is in it, for a RoI would vouch for itself.
+    the previous batch's. The current batch is left out, because its RoIs would confirm themselves.
     """
 
     def __init__(self, num_classes: int, per_class: int, seed: int) -> None:
@@ -95,7 +95,7 @@ class FeatureBank:
         counts = torch.bincount(classes, minlength=self._num_classes)
         starts = counts.cumsum(0) - counts
         rank = torch.arange(len(order)) - starts[classes[order]]
-        # Of more rows than a ring holds, the last ones.
+        # Where there are more rows than a ring holds, keep the last ones.
         last = rank >= counts[classes[order]] - self._per_class
         order, rank = order[last], rank[last]
         slots = (self._seen[stage][classes[order]] + rank) % self._per_class

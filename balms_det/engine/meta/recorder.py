@@ -1,4 +1,4 @@
-"""What a detector's classifiers see in a training step, recorded by hooks.
+"""A recorder of the inputs and gradients of a detector's classifiers, by hooks.
 
 Shapes as in :mod:`balms_det.bilevel`.
 """
@@ -15,7 +15,7 @@ from balms_det.modeling import LongTailPredictor
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What a classifier saw in one forward pass.
+    """The inputs and gradients of a classifier in one forward pass.
 
     Attributes:
         features: (R, D).

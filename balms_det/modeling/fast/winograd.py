@@ -83,7 +83,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x (N, C, H, W) and of the kernels (D, C, 3, 3).
 
-    The input's tiles are computed once more, for they take four times its memory.
+    The input's tiles are computed again, because they take four times its memory.
     """
     pixels, of_y = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     of_pixels = None

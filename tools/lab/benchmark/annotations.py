@@ -191,7 +191,7 @@ def _lvis_like_file(classes: int, images: int, annotations: int) -> Iterator[Pat
 
 
 def _file_sizes(path: Path) -> dict[str, int]:
-    """Of the annotation file and its cache, which is there afterwards."""
+    """Return the sizes of the annotation file and of its cache, which exists afterwards."""
     cache = open_annotations(path).path
     return {"file_mb": path.stat().st_size >> 20, "cache_mb": cache.stat().st_size >> 20}
 

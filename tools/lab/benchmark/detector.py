@@ -261,9 +261,9 @@ class _TrainStep:
 
 
 def largest_differences_of_detections(ours: Instances, peer: Instances) -> dict[str, float]:
-    """Of "scores" in [0, 1] and of box coordinates in "pixels", over detections that are the same.
+    """Return the largest differences of "scores" and of box coordinates in "pixels".
 
-    Two are the same if they are of one class, and their boxes nearest to each other and less than a
+    Only detections that both sides have are compared. Two are the same if they are of one class, and their boxes nearest to each other and less than a
     pixel apart. A detection that only one side has counts with its score.
     """
     ours_boxes, peer_boxes = ours.pred_boxes.tensor.double(), peer.pred_boxes.tensor.double()

@@ -84,7 +84,7 @@ def annotated(inputs: dict[str, Any], classes: int, seed: int = 0) -> dict[str, 
 
 
 def class_stats(classes: int) -> ClassStats:
-    """Of a data set in which the j-th class has 1/j of the first one's objects."""
+    """Return statistics in which the j-th class has 1/j of the first one's objects."""
     counts = [max(1, 50_000 // (j + 1)) for j in range(classes)]
     return ClassStats(
         image_counts=counts,

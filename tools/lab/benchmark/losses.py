@@ -63,7 +63,7 @@ def loss_step(device: str, *, classes: int = 1203, rois: int = 1024) -> Iterator
 
             difference = largest_difference_of_steps if name == "softmax" else None
             yield Comparison("detectron2 softmax", ours(), softmax, difference, variant=name)
-            # Of losses with running state, both start afresh and see the same batches.
+            # Losses with running state start again, and both see the same batches.
             for peer, loss, num_logits in _the_same_elsewhere(name, classes, device):
                 yield Comparison(
                     peer, ours(), step(loss, num_logits), largest_difference_of_steps, variant=name
@@ -71,7 +71,7 @@ def loss_step(device: str, *, classes: int = 1203, rois: int = 1024) -> Iterator
 
 
 def largest_difference_of_steps(ours: tuple[Tensor, Tensor], peer: tuple[Tensor, Tensor]) -> float:
-    """Of the values, and of the gradients by the logits that both have."""
+    """Return the largest difference of values, and of gradients by the logits that both have."""
     columns = min(ours[1].shape[1], peer[1].shape[1])
     gradients = ours[1][:, :columns] - peer[1][:, :columns]
     return max(float((ours[0] - peer[0]).abs()), float(gradients.abs().max()))

@@ -140,7 +140,7 @@ def _annotations(
 def lvis_like_predictions(
     file: AnnotationFile, *, detections: int, seed: int = 0
 ) -> list[ImagePredictions]:
-    """What a detector might predict on the images of `file`: `detections` boxes and masks on each.
+    """Return plausible predictions on the images of `file`: `detections` boxes and masks on each.
 
     A third are near an object and of its class, with the higher scores. The others are near objects
     as well, where detectors look, but of classes drawn by their frequency in the file.

@@ -32,7 +32,7 @@ _LEAST_SHARE = 0.005  # of the time of all operations, for one to be named
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is measured: two callables that do the same work.
+    """A measurement: two callables that do the same work.
 
     Attributes:
         peer_name: whose way of doing it `peer` is, e.g. "detectron2".
@@ -285,7 +285,7 @@ def _memory_limit(device: str) -> Iterator[None]:
 
 
 def _flops_per_second(device: str, dtype: str, size: int = 2048) -> float:
-    """Of a product of two square matrices, the best of five."""
+    """Return the speed of a product of two square matrices, the best of five."""
     matrix = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
     product = _Side(lambda: matrix @ matrix, device)
     for _ in range(5):

@@ -41,7 +41,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Sample":
-        """Of one value or more."""
+        """Return the summary of one value or more."""
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None, None)

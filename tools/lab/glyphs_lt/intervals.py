@@ -27,7 +27,7 @@ def differences(
     draws: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, dict[str, float]]:
-    """What `method` has over `baseline` in mask AP, in percent, with an interval.
+    """Return the gain of `method` over `baseline` in mask AP, in percent, with an interval.
 
     Args:
         annotations: of the validation set, in LVIS format.

@@ -1,4 +1,4 @@
-"""What the benchmark compares: methods, and the variants of ablations.
+"""The methods that the benchmark compares.
 
 A method is a configuration file of ``configs/``, whose lines are put on top of the suite's, so that
 what is measured here is what is shipped for LVIS.
@@ -16,7 +16,7 @@ from balms_det.config import config_file
 LONG_TAIL = "MODEL.LONG_TAIL"
 _MARGIN = f"{LONG_TAIL}.LOSS.MARGIN"
 _DECOUPLE = f"{LONG_TAIL}.DECOUPLE"
-# What a configuration for LVIS says of its model and schedule is the suite's to say.
+# The suite, not the method, sets the model and the schedule.
 _OF_THE_SUITE = ("VERSION", "_BASE_", "MODEL.WEIGHTS", "MODEL.RESNETS", "SOLVER")
 
 

@@ -1,4 +1,4 @@
-"""What a run is, what it starts from, and where it works.
+"""The plan of a run: its options, its base, and its directory.
 
 A run is known, and its directory named, by a digest of everything that was asked of it, its
 predecessors included.
@@ -133,7 +133,7 @@ class Run:
         return runs_dir / self.suite.name / self.ablation / f"{self.method.name}-s{self.seed}.json"
 
     def options(self) -> dict[str, Any]:
-        """What the method adds to the suite's configuration; paths and seed apart."""
+        """Return the keys that the method adds to the suite's configuration."""
         iterations = configured(self.suite).SOLVER.MAX_ITER
         options = dict(self.method.lines())
         if self.stage == "test":
@@ -158,7 +158,7 @@ class Run:
             "stage": self.stage,
             "seed": self.seed,
             "options": self.options(),
-            # What is kept of an image decides a second stage on cached features.
+            # The content of the cache decides a second stage on cached features.
             "cached": CACHE_VERSION if self.is_cached else self.method.cached,
             "sampled_counts": self.method.sampled_counts,
             "data": dataclasses.asdict(self.data),

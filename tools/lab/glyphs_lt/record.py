@@ -1,4 +1,4 @@
-"""What a stored run says of itself: how it was made, and what it scored."""
+"""The record of a stored run: how it was made, and its scores."""
 
 import json
 from collections.abc import Mapping, Sequence
