@@ -263,8 +263,8 @@ class _TrainStep:
 def largest_differences_of_detections(ours: Instances, peer: Instances) -> dict[str, float]:
     """Return the largest differences of "scores" and of box coordinates in "pixels".
 
-    Only detections that both sides have are compared. Two are the same if they are of one class, and their boxes nearest to each other and less than a
-    pixel apart. A detection that only one side has counts with its score.
+    Two detections are the same if they have one class, and their boxes are nearest to each other
+    and less than a pixel apart. A detection that only one side has counts with its score.
     """
     ours_boxes, peer_boxes = ours.pred_boxes.tensor.double(), peer.pred_boxes.tensor.double()
     distance = torch.cdist(ours_boxes, peer_boxes, p=float("inf"))
