@@ -126,6 +126,7 @@ def small_models(monkeypatch):
     monkeypatch.setattr(detector, "model_config", lambda *args: model_config(*args, *small))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", WORKS)
 def test_every_work_runs_and_its_outputs_are_the_peers(name, small_models):
     found = list(records(name, device="cpu", repeat=1, sizes=TINY))
@@ -240,6 +241,7 @@ def test_a_gpu_that_is_not_there_is_refused():
         tool.main(["box_selection", "--device", "cuda"])
 
 
+@pytest.mark.e2e
 def test_the_tool_measures_every_combination_of_sizes(tmp_path, capsys):
     stored = tmp_path / "records.json"
     sizes = ["--classes", "5", "12", "--proposals", "20", "30"]

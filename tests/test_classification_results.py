@@ -188,6 +188,7 @@ def test_nothing_to_do_is_an_error():
         compare_classifiers.main([])
 
 
+@pytest.mark.e2e
 def test_throughput_is_measured_and_tabulated(tmp_path):
     path = tmp_path / "throughput.json"
     classifier_throughput.main(

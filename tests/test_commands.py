@@ -50,6 +50,7 @@ def test_an_unknown_command_is_one_sentence_with_the_nearest():
     assert "choose one of train, demo" in done.stderr
 
 
+@pytest.mark.e2e
 def test_a_command_without_detectron2_says_how_to_install_it(run_python):
     run_python(
         "import sys\n"

@@ -210,6 +210,7 @@ def test_picture_of_another_size_is_named(registered, lvis_set, tmp_path):
         list(build_test_loader(config(), "resized"))
 
 
+@pytest.mark.e2e
 def test_repeat_factors_oversample_rare_classes_on_any_registered_set(registered, lvis_set):
     """With threshold 1 the repeat factor of a class on 1 of 3 images is sqrt(3), on 2 sqrt(1.5)."""
     registered("rfs", *lvis_set)

@@ -188,12 +188,14 @@ def test_the_decision_table_has_the_numbers_of_the_results():
     assert compared == set(DECISIONS)
 
 
+@pytest.mark.e2e
 def test_a_run_without_results_is_refused(tmp_path):
     done = report(tmp_path)
     assert done.returncode == 2
     assert "there is no finished run" in done.stderr
 
 
+@pytest.mark.e2e
 def test_a_document_without_the_markers_is_refused(tmp_path):
     (tmp_path / "empty.md").write_text("nothing here")
     done = report(ROOT / "docs" / "runs" / "quickstart.json", "--into", tmp_path / "empty.md")

@@ -24,6 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such key")
 def test_freed_memory_serves_the_next_iteration():
     # Where it decides for itself, what glibc gives back depends on what happens to lie above it.
