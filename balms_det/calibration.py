@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from balms_det.annotations.class_stats import ClassStats
-from balms_det.losses.loss import missing_class_stats
+from balms_det.annotations.class_stats import ClassStats, missing_class_stats
 from balms_det.options import AT_LEAST_0, Choices, Options, option
 
 # Whether each needs class counts.

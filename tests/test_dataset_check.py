@@ -375,7 +375,7 @@ def test_the_tool_tells_by_its_exit_status(data_set, capsys):
     assert exit_status(TOOL, path, data_set) == 0
     assert capsys.readouterr().out == f"{path}: faults: 0, warnings: 0\n"
     assert exit_status(TOOL, path) == 0
-    assert "the pictures were not checked" in capsys.readouterr().out
+    assert "the images were not checked" in capsys.readouterr().out
 
     content = sound_content()
     content["annotations"].pop(0)

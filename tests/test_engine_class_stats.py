@@ -64,6 +64,7 @@ def test_every_source_gives_the_same_statistics(glyphs, tmp_path):
         ("missing.json", "missing.json"),
         ("missing.pth", "carries none"),
         ((), "DATASETS.TRAIN is empty"),
+        ("", "needs class statistics: set MODEL.LONG_TAIL.STATS_FILE"),
     ],
 )
 def test_a_source_without_statistics_is_refused(source, message):

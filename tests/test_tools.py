@@ -259,12 +259,12 @@ def test_demo_continues_after_an_unreadable_picture_and_then_says_so(trained, gl
     arguments = ["--config-file", trained / "config.yaml", "--output", tmp_path / "out"]
     weights = ["--weights", trained / "model_final.pth"]
     done = run("demo.py", *arguments, *weights, "--input", tmp_path / "in", check=False)
-    assert "1 of 2 pictures" in error_of(done)
+    assert "1 of 2 images" in error_of(done)
     assert "a.jpg: the image cannot be read" in done.stderr
     assert (tmp_path / "out" / "b.jpg").is_file()
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
     nothing = run("demo.py", *arguments, *weights, "--input", tmp_path / "no*.jpg", check=False)
-    assert "no picture is found" in error_of(nothing)
+    assert "no image is found" in error_of(nothing)
 
 
 def test_a_coco_format_file_trains_and_is_scored_with_coco_metrics(glyphs, tmp_path):

@@ -31,6 +31,15 @@ def frequency_group(image_count: int) -> str:
     return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
+def missing_class_stats(needed_by: str) -> InputError:
+    """Return the error of whoever needs class statistics that nobody gave."""
+    return InputError(
+        f"{needed_by} needs class statistics: set MODEL.LONG_TAIL.STATS_FILE to the training "
+        "annotations or to a file written by `balms-det stats`, or MODEL.WEIGHTS to a "
+        "checkpoint that carries them"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ClassStats:
     """Image and instance counts of every class of a data set.

@@ -80,7 +80,7 @@ class AnnotationFile:
         )
 
     def image_name(self, image: dict[str, Any]) -> str:
-        """Return the path of the picture of `image` (one of :attr:`images`) below the image root.
+        """Return the path of an image (one of :attr:`images`) below the image root.
 
         LVIS v1 names its files by ``coco_url`` alone, whose last two parts are the split's folder
         and the file; COCO by ``file_name``.
@@ -95,7 +95,7 @@ class AnnotationFile:
             return name
         raise InputError(
             f"{self.path}: image {image['id']} has neither 'file_name' nor 'coco_url'; "
-            "add one of them, so that the picture can be found"
+            "add one of them, so that the image can be found"
         )
 
     def image_path(self, image: dict[str, Any], image_root: str | os.PathLike[str]) -> str:

@@ -123,7 +123,7 @@ class TensorBatches:
 class FileBatches(Dataset[tuple[Tensor, int]]):
     """Batches of image files, read and brought to one size by worker processes.
 
-    A training picture is cropped, mirrored and jittered at random, as in the release; its random
+    A training image is cropped, mirrored and jittered at random, as in the release; its random
     numbers follow from its place in the stream of batches, whichever worker reads it.
     """
 

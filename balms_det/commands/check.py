@@ -1,7 +1,7 @@
 """List every fault of a data set: balms-det check JSON IMAGE_ROOT
 
 JSON is in LVIS or COCO format. Without IMAGE_ROOT only the annotations are checked; with it every
-picture is decoded, which takes minutes for 100,000 of them. Exit status: 0 without faults (warnings
+image is decoded, which takes minutes for 100,000 of them. Exit status: 0 without faults (warnings
 do not count), 1 with faults, 2 when the file cannot be read at all.
 """
 
@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(fault)
     num_errors = sum(fault.severity == "error" for fault in faults)
-    scope = "" if args.image_root else "; the pictures were not checked, for no IMAGE_ROOT is given"
+    scope = (
+        "" if args.image_root else "; the images were not checked, because no IMAGE_ROOT is given"
+    )
     print(f"{args.json}: faults: {num_errors}, warnings: {len(faults) - num_errors}{scope}")
     return 1 if num_errors else 0

@@ -1,9 +1,9 @@
-"""Draw a model's predictions on pictures, and write them as JSON.
+"""Draw a model's predictions on images, and write them as JSON.
 
 balms-det demo --config-file C --weights W --input FILE|DIR|GLOB --output DIR [KEY VALUE ...]
 
-Writes a picture of the same name for every input, and predictions.json: a list with, for each
-picture, file_name, height, width and instances (bbox as x, y, width, height in pixels; score;
+Writes a image of the same name for every input, and predictions.json: a list with, for each
+image, file_name, height, width and instances (bbox as x, y, width, height in pixels; score;
 category_id; category_name; frequency; segmentation as COCO RLE). Class names come from the
 checkpoint, else from MODEL.LONG_TAIL.STATS_FILE, else from the data sets that the configuration
 names; none of their files needs to be present.
@@ -68,7 +68,7 @@ def find_images(patterns: list[str]) -> list[str]:
     """Return the files that `patterns` (files, folders, globs) name, in order, each once.
 
     Raises:
-        InputError: a pattern names nothing, or a folder holds no pictures.
+        InputError: a pattern names nothing, or a folder holds no images.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -82,7 +82,7 @@ def find_images(patterns: list[str]) -> list[str]:
             matches = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
         if not matches:
             raise InputError(
-                f"{pattern}: no picture is found there; give a file, a folder or a quoted glob"
+                f"{pattern}: no image is found there; give a file, a folder or a quoted glob"
             )
         found.update(dict.fromkeys(matches))
     return list(found)
@@ -137,7 +137,7 @@ def _classes_of_datasets(names: list[str]) -> Classes:
 
 
 def to_records(instances: Instances, classes: Classes) -> list[dict[str, Any]]:
-    """JSON-ready records of one picture's predictions, the most certain first."""
+    """JSON-ready records of one image's predictions, the most certain first."""
     boxes = instances.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
     records = []
@@ -197,7 +197,7 @@ def refuse_equal_names(images: list[str]) -> None:
         other = taken.setdefault(Path(path).name, path)
         if other != path:
             raise InputError(
-                f"{other} and {path} have the same name, and their pictures would overwrite one "
+                f"{other} and {path} have the same name, and their drawings would overwrite one "
                 "another; run them with an --output of their own"
             )
 
@@ -235,11 +235,11 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
     (output / "predictions.json").write_bytes(orjson.dumps(predictions))
-    print(f"Wrote {len(predictions)} pictures and predictions.json to {output}.")
+    print(f"Wrote {len(predictions)} images and predictions.json to {output}.")
     if unreadable:
         for line in unreadable:
             print(line, file=sys.stderr)
         raise InputError(
-            f"{len(unreadable)} of {len(images)} pictures could not be read (listed above); "
+            f"{len(unreadable)} of {len(images)} images could not be read (listed above); "
             "the others are done"
         )

@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     option("train_images", "number of training images", metavar="N")
     option("val_images", "number of validation images", metavar="N")
     option("size", "side of the square images in pixels", metavar="S")
-    option("seed", "other seeds give other pictures", metavar="N")
+    option("seed", "other seeds give other images", metavar="N")
     option(
         "tail", "shape of the training counts by class", choices=["exponential", "zipf", "lvis_v1"]
     )

@@ -112,7 +112,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         """
         Args:
             cache: of the annotation file.
-            image_root: folder of the pictures.
+            image_root: folder of the images.
             images: (N',) positions in the cache, ascending; by default all.
         """
         self.cache = cache

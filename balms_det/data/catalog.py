@@ -20,7 +20,7 @@ class AnnotatedImages:
 
     Attributes:
         json_file: the annotation file.
-        image_root: folder of the pictures.
+        image_root: folder of the images.
     """
 
     json_file: str

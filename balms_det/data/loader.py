@@ -1,4 +1,4 @@
-"""Detectron2's data loaders, with errors that name the picture at fault."""
+"""Detectron2's data loaders, with errors that name the image at fault."""
 
 import logging
 import operator
@@ -32,7 +32,7 @@ _SAMPLERS_THAT_LOAD = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampl
 
 
 class LongTailDatasetMapper(DatasetMapper):
-    """Detectron2's mapper; a picture or mask that cannot be used is an InputError naming it."""
+    """Detectron2's mapper; a image or mask that cannot be used is an InputError naming it."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]

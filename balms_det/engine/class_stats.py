@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
-from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.class_stats import ClassStats, missing_class_stats
 from balms_det.calibration import CALIBRATIONS
 from balms_det.data import check_num_classes, dataset_class_stats
-from balms_det.losses.loss import missing_class_stats
 from balms_det.runtime.errors import InputError
 
 
@@ -30,6 +29,8 @@ def resolve_class_stats(source: str | os.PathLike[str] | Sequence[str]) -> Class
     if isinstance(source, list | tuple):
         return dataset_class_stats(source)
     path = os.fspath(source)
+    if not path:
+        raise missing_class_stats("this run")
     if path.endswith((".pth", ".pkl")):
         stats = class_stats_in(path)
         if stats is None:

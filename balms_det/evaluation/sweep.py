@@ -71,7 +71,7 @@ def plot_sweep(
 
     Args:
         records: of :func:`sweep`.
-        path: of the picture; its suffix says the format.
+        path: of the figure; its suffix is the format.
         title: of the figure.
         xlabel: what the strength is.
     """

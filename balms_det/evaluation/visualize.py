@@ -1,4 +1,4 @@
-"""Pictures of predictions, in which rare, common and frequent classes are told apart by colour."""
+"""Drawings of predictions, in which rare, common and frequent classes are told apart by colour."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ GROUP_COLORS = {"r": (213, 94, 0), "c": (240, 190, 0), "f": (0, 114, 178)}
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 UNKNOWN_COLOR = (120, 120, 120)
 
-# Labels are unreadable on smaller pictures.
+# Labels are unreadable on smaller images.
 _SHORTEST_SIDE = 480
 
 
@@ -29,7 +29,7 @@ def draw_predictions(
         groups: (K,) of "r", "c", "f"; None draws every class in one colour.
 
     Returns:
-        (H', W', 3) uint8, RGB: small pictures are enlarged so that labels can be read.
+        (H', W', 3) uint8, RGB: small images are enlarged so that labels can be read.
     """
     scale = max(1.0, _SHORTEST_SIDE / min(image.shape[:2]))
     canvas = Visualizer(image, scale=scale, instance_mode=ColorMode.SEGMENTATION)

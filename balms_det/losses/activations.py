@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from balms_det.runtime.errors import InputError
+from balms_det.annotations.class_stats import missing_class_stats
 
 
 class Activation:
@@ -186,10 +186,7 @@ class GroupSoftmax(Activation, nn.Module):
 
     def probs(self, logits: Tensor) -> Tensor:
         if (self.class_groups < 0).any():
-            raise InputError(
-                "which classes share a softmax is not known: load a checkpoint trained with "
-                "MODEL.LONG_TAIL.LOSS.NAME 'bags', or set MODEL.LONG_TAIL.STATS_FILE"
-            )
+            raise missing_class_stats("the loss 'bags', whose classes share softmaxes by count,")
         sizes = [len(self.class_groups), self._num_groups, 2]
         classes, others, objectness = torch.split(logits.float(), sizes, dim=1)
         log_sums = group_log_sums(classes, others, self.class_groups)

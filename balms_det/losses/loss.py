@@ -18,11 +18,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from balms_det.annotations.class_stats import ClassStats, CountBy
+from balms_det.annotations.class_stats import ClassStats, CountBy, missing_class_stats
 from balms_det.losses.activations import Activation
 from balms_det.losses.elements import Reduction, reduce_losses
 from balms_det.options import Options
-from balms_det.runtime.errors import InputError
 
 State = Mapping[str, Tensor]
 
@@ -89,15 +88,6 @@ class TrainingClasses:
     def image_freq(self) -> Tensor:
         """(K,) fraction of the images that contain each class."""
         return torch.tensor(self.known.image_counts) / max(self.known.num_images, 1)
-
-
-def missing_class_stats(needed_by: str) -> InputError:
-    """Return the error of whoever needs class statistics that nobody gave."""
-    return InputError(
-        f"{needed_by} needs class statistics: set MODEL.LONG_TAIL.STATS_FILE to the training "
-        "annotations or to a file written by `balms-det stats`, or MODEL.WEIGHTS to a "
-        "checkpoint that carries them"
-    )
 
 
 class Loss(nn.Module):

@@ -1,4 +1,4 @@
-"""Pictures on disk, drawn without a display."""
+"""Figures on disk, drawn without a display."""
 
 import os
 

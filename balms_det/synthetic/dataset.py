@@ -1,4 +1,4 @@
-"""A folder of pictures, and annotation files in LVIS v1 format."""
+"""A folder of images, and annotation files in LVIS v1 format."""
 
 import math
 import os
@@ -28,7 +28,7 @@ from balms_det.synthetic.images import (
 )
 from balms_det.synthetic.options import GlyphOptions
 
-# Part of what decides whether a folder is up to date: raise it when the pictures change.
+# Part of what decides whether a folder is up to date: raise it when the images change.
 _GENERATOR_VERSION = "1.0"
 _DATE = "2000-01-01 00:00:00"  # fixed, because the same options must give the same bytes
 
@@ -65,7 +65,7 @@ def generate(
 
     Raises:
         InputError: there are too few images for the classes, or the folder cannot be written or
-            holds pictures of another kind.
+            holds images of another kind.
     """
     if workers < 1:
         raise InputError(f"workers is {workers}; choose 1 or more")
@@ -237,9 +237,9 @@ def _is_finished(out_dir: Path, options: GlyphOptions) -> bool:
 
 
 def _clear(out_dir: Path) -> None:
-    """Make the folders, without annotation files and without pictures of an earlier run.
+    """Make the folders, without annotation files and without images of an earlier run.
 
-    Nothing is removed from a folder that has pictures but no trace of this generator.
+    Nothing is removed from a folder that has images but no trace of this generator.
     """
     ours = [path for split in SPLIT_SEEDS for path in (
         annotation_path(out_dir, split), _unfinished_path(out_dir, split))]  # fmt: skip

@@ -1,6 +1,6 @@
-"""One picture and its labels: glyphs, textured, on a textured background.
+"""One image and its labels: glyphs, textured, on a textured background.
 
-Shapes: S is the side of the square picture in pixels.
+Shapes: S is the side of the square image in pixels.
 """
 
 import colorsys
@@ -45,7 +45,7 @@ class ImageLabels:
 def draw_image(
     task: ImageTask, *, options: GlyphOptions, characters: Sequence[str], out_dir: Path
 ) -> ImageLabels:
-    """Draw and write one picture, and label it."""
+    """Draw and write one image, and label it."""
     rng = np.random.default_rng([options.seed, SPLIT_SEEDS[task.split], task.image_id])
     scene = _Scene(options, rng)
     placed: list[tuple[int, int]] = []  # (class, mark in the scene)
@@ -81,7 +81,7 @@ def relative_path(task: ImageTask) -> str:
 
 
 class _Scene:
-    """A picture being composed, and to whom each of its pixels belongs.
+    """A image being composed, and to whom each of its pixels belongs.
 
     Objects are marked 1, 2, ... in the order of placement; 0 is the background.
     """
@@ -99,7 +99,7 @@ class _Scene:
         """Return add an object on top of all others or beneath them, and return its mark.
 
         A place is accepted if enough of it, and of every object it covers, stays visible, so that
-        nothing is in the picture that a label could not name. Objects get smaller as attempts
+        nothing is in the image that a label could not name. Objects get smaller as attempts
         fail; None when all have failed.
         """
         rng = self._rng
@@ -135,7 +135,7 @@ class _Scene:
         return None
 
     def finished_picture(self) -> NDArray[np.uint8]:
-        """Return the (S, S, 3) picture; edges are softened a little, as a lens would."""
+        """Return the (S, S, 3) image; edges are softened a little, as a lens would."""
         return np.asarray(cv2.GaussianBlur(self._picture, (3, 3), 0.6), dtype=np.uint8)
 
     def annotations(self, placed: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class GlyphOptions:
         train_images: number of training images, at least 1.
         val_images: number of validation images, at least 1.
         size: side S of the square images in pixels, at least 32.
-        seed: non-negative; other seeds give other pictures, and other classes the tail.
+        seed: non-negative; other seeds give other images, and other classes the tail.
         tail: shape of the training counts: "exponential" (as in CIFAR-LT), "zipf", or "lvis_v1".
         imbalance: for "exponential", instances of the most frequent class per instance of the
             rarest, at least 1.

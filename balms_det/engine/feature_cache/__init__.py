@@ -15,7 +15,7 @@ Names and shapes used throughout:
 
 On disk, below the given folder, a folder named after a digest of all that the features depend on:
 the frozen weights, the configuration of the model's other parts and of its input, the annotations,
-and size and time of every picture. So features of another detector or of other data are never read.
+and size and time of every image. So features of another detector or of other data are never read.
 A slot counts as there once its rows have reached the disk; an extraction that was cut short goes on
 with the slots that are missing. If several runs ask for the same features at once, one
 computes them and the others wait.

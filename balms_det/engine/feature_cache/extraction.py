@@ -83,7 +83,7 @@ def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     for record in dataset:
         digest.update(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
-        with contextlib.suppress(OSError):  # The mapper will name the picture.
+        with contextlib.suppress(OSError):  # The mapper will name the image.
             status = os.stat(record["file_name"])
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]

@@ -158,7 +158,7 @@ def plot_rates(rates: Tensor, stats: ClassStats, path: str) -> None:
     Args:
         rates: (K,) in (0, 1).
         stats: of the K classes.
-        path: of the picture.
+        path: of the figure.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()

@@ -1,8 +1,8 @@
-"""Annotations and predictions of LVIS v1's size, without pictures: what is measured on.
+"""Annotations and predictions of LVIS v1's size, without images: what is measured on.
 
 Counts are LVIS's: images, annotations and classes, with its long tail, 3.4 classes in an image, and
 some ten more known to be absent from it. Shapes are made up: star-shaped polygons of 8 to 36 points
-on pictures of 480 x 640 pixels.
+on images of 480 x 640 pixels.
 """
 
 import os

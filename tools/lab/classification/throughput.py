@@ -133,7 +133,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
                 transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10),
                 transforms.ToTensor(),
                 transforms.Normalize(mean=[0.5] * 3, std=[0.25] * 3),
-                # A square of a quarter of the picture: Cutout.
+                # A square of a quarter of the image: Cutout.
                 transforms.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0)),
             ]
         )

@@ -226,7 +226,7 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
             for key in ("image_count", "instance_count", "frequency")
         },
     }
-    if not run.ablation:  # no picture is drawn of it
+    if not run.ablation:  # no image is drawn of it
         result["learning_curve"] = record.learning_curve(history)
     return result
 
