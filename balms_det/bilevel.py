@@ -97,7 +97,7 @@ def log_weight_gradients(
     momentum: float = 0.0,
     nesterov: bool = False,
 ) -> Tensor:
-    """dM/dlog w_i of every row of the training batch; where w_i is one, also dM/dw_i.
+    """Return dM/dlog w_i of every row of the training batch; where w_i is one, also dM/dw_i.
 
     Args:
         features: (R, D), inputs of the head in training.
@@ -114,7 +114,8 @@ def log_weight_gradients(
 
 
 def initial_rate_logits(class_counts: Tensor, power: float = 0.0) -> Tensor:
-    """psi before training (authors' release for classification): rates falling as n_j^-power.
+    """Return psi before training (authors' release for classification): rates falling as
+    n_j^-power.
 
     The largest and the smallest rate add up to one, so that a power of zero gives rates of 1/2.
 
@@ -206,7 +207,7 @@ def class_means(sums: Tensor, counts: Tensor) -> Tensor:
 def sampler_rate_gradient(
     class_gradients: Tensor, relaxed: Tensor, rate_logits: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """dM/dpsi of the Meta Sampler, by the straight-through Gumbel estimate.
+    """Return dM/dpsi of the Meta Sampler, by the straight-through Gumbel estimate.
 
     The training loss of a batch is sum_b sum_j s_bj l_j, where s_b, the choice of draw b, is
     one-hot, and l_j is the mean loss of the batch's draws of class j. Forward, s_b is what was
@@ -233,7 +234,8 @@ def sampler_rate_gradient(
 
 
 def reweighter_weights(gt_classes: Tensor, rate_logits: Tensor) -> Tensor:
-    """Weights of the Meta Reweighter: w_i = F sigma_i / S of F foreground rows, one of others.
+    """Return the weights of the Meta Reweighter: w_i = F sigma_i / S of F foreground rows, one of
+    others.
 
     sigma_i is the rate of a row's class and S the sum of the F rates, so that foreground rows have
     a mean weight of one, as in the authors' release for instance segmentation.
@@ -255,7 +257,7 @@ def reweighter_weights(gt_classes: Tensor, rate_logits: Tensor) -> Tensor:
 def reweighter_rate_gradient(
     row_gradients: Tensor, gt_classes: Tensor, rate_logits: Tensor
 ) -> Tensor:
-    """dM/dpsi of the Meta Reweighter.
+    """Return dM/dpsi of the Meta Reweighter.
 
         dlog w_i/dpsi_j = (1 - sigma_j) ([y_i = j] - n_j sigma_j / S),  n_j rows of class j
 

@@ -46,7 +46,7 @@ class CalibrationOptions(Options):
 
 
 def logit_adjustment_weights(class_counts: Tensor, tau: float) -> Tensor:
-    """Factors on the odds of each class: (n_j k / n)^-tau (arXiv:2007.07314, eq. 9).
+    """Return factors on the odds of each class: (n_j k / n)^-tau (arXiv:2007.07314, eq. 9).
 
     The paper subtracts tau log pi_j from each logit, pi_j = n_j / n. Here it is
     tau log(pi_j / (1/k)), which differs by one constant: a class of mean count stays where it is,
@@ -65,7 +65,7 @@ def logit_adjustment_weights(class_counts: Tensor, tau: float) -> Tensor:
 
 
 def norcal_weights(class_counts: Tensor, gamma: float) -> Tensor:
-    """Factors on the probability of each class: n_j^-gamma (NorCal, arXiv:2107.02170).
+    """Return factors on the probability of each class: n_j^-gamma (NorCal, arXiv:2107.02170).
 
     Args:
         class_counts: (K,) n_j; the authors count images.
@@ -78,7 +78,7 @@ def norcal_weights(class_counts: Tensor, gamma: float) -> Tensor:
 
 
 def reweight_exclusive(probs: Tensor, weights: Tensor) -> Tensor:
-    """p_j w_j / (sum_i p_i w_i + p_background): the background is not weighted.
+    """Return p_j w_j / (sum_i p_i w_i + p_background): the background is not weighted.
 
     For a softmax this is the softmax of the logits plus log w_j.
 
@@ -94,7 +94,7 @@ def reweight_exclusive(probs: Tensor, weights: Tensor) -> Tensor:
 
 
 def reweight_odds(probs: Tensor, weights: Tensor) -> Tensor:
-    """p w / (p w + 1 - p): a shift of each sigmoid's logit by log w.
+    """Return p w / (p w + 1 - p): a shift of each sigmoid's logit by log w.
 
     Args:
         probs: any shape.
@@ -105,7 +105,8 @@ def reweight_odds(probs: Tensor, weights: Tensor) -> Tensor:
 
 
 def tau_normalized_logits(logits: Tensor, weight: Tensor, bias: Tensor, tau: float) -> Tensor:
-    """Logits of a linear classifier whose rows are w_j / ||w_j||^tau (arXiv:1910.09217, eq. 3).
+    """Return the logits of a linear classifier whose rows are w_j / ||w_j||^tau (arXiv:1910.09217,
+    eq. 3).
 
     The paper drops the bias, which for a balanced test set of images without background costs
     nothing. A detector's bias says how rare each class is among proposals, so it stays as it is,

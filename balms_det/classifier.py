@@ -50,7 +50,8 @@ class CosineConv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def normalised(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and (any of the) weights, channels in dimension 1, of the equal convolution."""
+        """Return inputs and (any of the) weights, channels in dimension 1, of the equal
+        convolution."""
         return self.temperature * _unit(x), _unit(weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ class ScaledLinear(nn.Linear):
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors along dimension 1, scaled to length one; in half precisions their norm overflows."""
+    """Return vectors along dimension 1, scaled to length one; in half precisions their norm
+    overflows."""
     half = vectors.dtype in (torch.float16, torch.bfloat16)
     return F.normalize(vectors.float() if half else vectors, dim=1, eps=1e-6).to(vectors.dtype)
 

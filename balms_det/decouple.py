@@ -76,5 +76,5 @@ def is_within(path: str, module_paths: Sequence[str]) -> bool:
 
 
 def _stay_in_eval_mode(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for ``module.train``."""
+    """Replace ``module.train``: keep evaluation mode."""
     return module

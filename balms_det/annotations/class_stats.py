@@ -23,7 +23,8 @@ _VERSION = 1
 
 
 def frequency_group(image_count: int) -> str:
-    """LVIS's group of a class that occurs in `image_count` training images (arXiv:1908.03195).
+    """Return LVIS's group of a class that occurs in `image_count` training images
+    (arXiv:1908.03195).
 
     Returns:
         "r" (rare) up to 10 images, "c" (common) up to 100, "f" (frequent) above.

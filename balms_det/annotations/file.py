@@ -141,7 +141,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """The file `path`, opened to read its bytes.
+    """Return the file `path`, opened to read its bytes.
 
     Raises:
         InputError: it cannot be read.
@@ -190,7 +190,7 @@ def sections_of(content: Any, path: str | os.PathLike[str]) -> dict[str, list[An
 
 
 def record_fault(section: str, record: Any) -> str | None:
-    """Say what the fields of one record of `section` lack, as the end of a sentence.
+    """Return what is wrong with a record of `section`, as the end of a sentence, or None.
 
     Returns:
         None when every required field is there and of its type.

@@ -57,7 +57,8 @@ def _spans_area(polygon: list[float]) -> bool:
 
 
 def _rle_faults(mask: dict[str, Any], size: list[int] | None) -> Iterator[tuple[str, str]]:
-    """Faults of a run-length encoded mask in an image of `size` (height, width), if that is known.
+    """Return faults of a run-length encoded mask in an image of `size` (height, width), if that is
+    known.
 
     Decoders do not find them all: pycocotools returns whatever was in memory where the runs end
     before the image does.

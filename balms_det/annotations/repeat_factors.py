@@ -44,7 +44,8 @@ class ClassImages:
     def from_dataset_dicts(
         cls, dataset_dicts: Sequence[Mapping[str, Any]], num_classes: int
     ) -> "ClassImages":
-        """From Detectron2's standard data set dicts, without the crowds it never trains on.
+        """Build from Detectron2's standard data set dicts, without crowds, which it never trains
+        on.
 
         Raises:
             InputError: a category id is not in [0, K).
@@ -55,7 +56,7 @@ class ClassImages:
     def from_pairs(
         cls, images: IntArray, classes: IntArray, num_images: int, num_classes: int
     ) -> "ClassImages":
-        """From the (A,) image and the (A,) class of every annotation.
+        """Build from the (A,) image and the (A,) class of every annotation.
 
         Raises:
             InputError: a class is not in [0, K).
@@ -101,7 +102,7 @@ def image_frequency(images: ClassImages) -> FloatArray:
 
 
 def instance_aware_frequency(images: ClassImages) -> FloatArray:
-    """Geometric mean of a class's shares of the images and of the annotations.
+    """Return the geometric mean of a class's shares of the images and of the annotations.
 
         f_j = sqrt( (images with j / N) * (annotations of j / all annotations) )
 
@@ -118,7 +119,8 @@ def instance_aware_frequency(images: ClassImages) -> FloatArray:
 def class_repeat_factors(
     frequency: FloatArray, threshold: float, *, sqrt: bool = True
 ) -> FloatArray:
-    """Repeat factor of each class: r_j = max(1, sqrt(t / f_j)) (arXiv:1908.03195, appendix B.2).
+    """Return the repeat factor of each class: r_j = max(1, sqrt(t / f_j)) (arXiv:1908.03195,
+    appendix B.2).
 
     Args:
         frequency: (K,) f_j, from :func:`image_frequency` or :func:`instance_aware_frequency`.
@@ -133,7 +135,8 @@ def class_repeat_factors(
 
 
 def image_repeat_factors(images: ClassImages, class_factors: FloatArray) -> FloatArray:
-    """Repeat factor of each image: the largest among its classes (arXiv:1908.03195, B.2).
+    """Return the repeat factor of each image: the largest among its classes (arXiv:1908.03195,
+    B.2).
 
     Returns:
         (N,); 1 for an image without annotations.
@@ -144,7 +147,8 @@ def image_repeat_factors(images: ClassImages, class_factors: FloatArray) -> Floa
 
 
 def class_probabilities(images: ClassImages, power: float) -> FloatArray:
-    """Probability of drawing each class: p_j = n_j^q / sum_i n_i^q (arXiv:1910.09217, eq. 1).
+    """Return the probability of drawing each class: p_j = n_j^q / sum_i n_i^q (arXiv:1910.09217,
+    eq. 1).
 
     n_j counts images, because an image is what is drawn.
 
@@ -177,7 +181,8 @@ def no_class_to_draw() -> InputError:
 
 
 def image_probabilities(images: ClassImages, class_probs: FloatArray) -> FloatArray:
-    """Probability of drawing each image: a class by `class_probs`, then uniformly an image of it.
+    """Return the probability of drawing each image: a class by `class_probs`, then uniformly an
+    image of it.
 
     Returns:
         (N,), summing to one; zero for an image without annotations.
@@ -189,7 +194,8 @@ def image_probabilities(images: ClassImages, class_probs: FloatArray) -> FloatAr
 def expected_counts(
     images: ClassImages, image_weights: FloatArray, by: CountBy = "instances"
 ) -> FloatArray:
-    """Class counts as training sees them: expected, in as many draws as there are images.
+    """Return the class counts as training sees them: expected, in as many draws as there are
+    images.
 
     A prior shift derived from the data set's own counts is off under a sampler that changes how
     often classes are seen; these are the counts to derive it from.

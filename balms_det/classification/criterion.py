@@ -45,7 +45,8 @@ class ClassificationCriterion(nn.Module):
             )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss, a mean over the batch, of (N, K) logits against (N,) labels in [0, K)."""
+        """Return scalar loss, a mean over the batch, of (N, K) logits against (N,) labels in
+        [0, K)."""
         loss: Tensor = self.criterion(self._with_background(logits), labels)
         return loss
 

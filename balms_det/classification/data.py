@@ -114,7 +114,7 @@ class TensorBatches:
     def __call__(
         self, index_batches: Iterable[Tensor], first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels at each of the `index_batches`, which count from `first`."""
+        """Return images and labels at each of the `index_batches`, which count from `first`."""
         for indices in index_batches:
             indices = indices.to(self._images.device)
             yield self._images.index_select(0, indices), self._labels[indices]
@@ -143,7 +143,7 @@ class FileBatches(Dataset[tuple[Tensor, int]]):
     def __call__(
         self, index_batches: Iterable[Tensor], first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels at each of the `index_batches`, which count from `first`."""
+        """Return images and labels at each of the `index_batches`, which count from `first`."""
         keys = (
             [(int(index), number, place) for place, index in enumerate(batch)]
             for number, batch in enumerate(index_batches, first)
@@ -175,7 +175,7 @@ Batches = TensorBatches | FileBatches
 
 
 def digits() -> tuple[Examples, Examples]:
-    """scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels, ten classes.
+    """Return scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels, ten classes.
 
     The last 50 of each class are for testing.
 
@@ -197,7 +197,7 @@ def digits() -> tuple[Examples, Examples]:
 
 
 def cifar(name: str, root: str) -> tuple[Examples, Examples]:
-    """CIFAR-10 or CIFAR-100, from where torchvision puts it, or from JPEG copies.
+    """Return CIFAR-10 or CIFAR-100, from where torchvision puts it, or from JPEG copies.
 
     Args:
         name: "cifar10" or "cifar100".
@@ -230,7 +230,7 @@ def _cifar_part(part: Any) -> Examples:
 
 
 def jpeg_copies(path: str) -> tuple[Examples, Examples]:
-    """Images of one size that are kept as JPEG files in an .npz archive.
+    """Return images of one size that are kept as JPEG files in an .npz archive.
 
     For each of the splits "train" and "test" the archive has ``{split}_jpeg``, the bytes of all
     files one after the other (uint8), ``{split}_offsets``, where each begins and the last ends

@@ -17,7 +17,8 @@ IntArray = npt.NDArray[np.int64]
 
 
 def long_tailed_counts(largest: int, num_classes: int, imbalance: float) -> IntArray:
-    """Class counts that fall exponentially: n_i = largest * (1 / imbalance)^(i / (K - 1)).
+    """Return the class counts that fall exponentially: n_i = largest * (1 / imbalance)^(i / (K -
+    1)).
 
     They are truncated, as in the authors' release, and no class falls below one example.
 

@@ -78,7 +78,7 @@ def class_power_sampler(
     seed: int,
     use: Use = Use.BATCH,
 ) -> ProbabilitySampler:
-    """Draws a class in proportion to n_j^power, then one of its examples."""
+    """Return a sampler that draws a class in proportion to n_j^power, then one of its examples."""
     images = class_images(labels, num_classes)
     probs = rf.image_probabilities(images, rf.class_probabilities(images, power))
     return ProbabilitySampler(torch.from_numpy(probs), batch_size, seed, use)

@@ -114,7 +114,7 @@ class Trainer:
 
     @torch.no_grad()
     def test(self) -> Evaluation:
-        """Results of the network as it is on the test set."""
+        """Return results of the network as it is on the test set."""
         self.network.eval()
         batches = self._batches(self.test_set)
         indices = torch.split(torch.arange(len(self.test_set.labels)), _TEST_BATCH)
@@ -124,7 +124,8 @@ class Trainer:
         return evaluate(logits.argmax(1).cpu(), probs, labels, self.stats.image_counts)
 
     def resume(self) -> bool:
-        """Go on from what OUTPUT_DIR holds, if anything; returns whether the run is finished.
+        """Continue from the checkpoint in OUTPUT_DIR, if any, and return whether the run is
+        finished.
 
         Raises:
             InputError: the checkpoint is of another run.
@@ -260,7 +261,7 @@ class Trainer:
 
 
 def learning_rate(solver: Any, iteration: int) -> float:
-    """From WARMUP_LR to BASE_LR on a line, and from there to zero on a cosine (release).
+    """Return the learning rate: a line from WARMUP_LR to BASE_LR, then a cosine to zero (release).
 
     Args:
         solver: the SOLVER node.

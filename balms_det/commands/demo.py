@@ -137,7 +137,7 @@ def _classes_of_datasets(names: list[str]) -> Classes:
 
 
 def to_records(instances: Instances, classes: Classes) -> list[dict[str, Any]]:
-    """JSON-ready records of one image's predictions, the most certain first."""
+    """Return JSON-ready records of one image's predictions, the most certain first."""
     boxes = instances.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
     records = []

@@ -144,7 +144,7 @@ class CachedDataset(Sequence[dict[str, Any]]):
         return image_index[kept], cache.class_index[kept].astype(np.int64)
 
     def without_empty_images(self) -> "CachedDataset":
-        """Without the images that have no annotation, or only crowds."""
+        """Return the data set without images that have no annotation, or only crowds."""
         annotated = np.unique(self.class_pairs()[0])
         return CachedDataset(self.cache, self._image_root, self._images[annotated])
 
@@ -235,7 +235,7 @@ def _checked_footer(file: BinaryIO) -> int:
 
 @contextmanager
 def _building(folder: Path) -> Iterator[None]:
-    """Holds a lock that one process at a time can have, so that only one of them builds."""
+    """Hold a lock that one process at a time can have, so that only one of them builds."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "build.lock"):

@@ -102,7 +102,7 @@ def _annotated_images(name: str) -> AnnotatedImages | None:
 
 
 def dataset_class_stats(names: Sequence[str]) -> ClassStats:
-    """Class statistics of one or several registered data sets together.
+    """Return the class statistics of one or several registered data sets together.
 
     They come from the cache of the annotations where there is one. Otherwise the annotation file is
     counted where the metadata names one; other data sets are loaded through Detectron2.

@@ -14,12 +14,12 @@ _FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def contiguous_ids(file: AnnotationFile) -> dict[int, int]:
-    """Category id in the file -> class index in [0, K)."""
+    """Return the category id in the file -> class index in [0, K)."""
     return {category["id"]: index for index, category in enumerate(file.categories)}
 
 
 def load_dataset_dicts(file: AnnotationFile, image_root: str) -> list[dict[str, Any]]:
-    """Detectron2's standard dictionaries of the file's images, in the order of their ids.
+    """Return Detectron2's standard dictionaries of the file's images, in the order of their ids.
 
     Masks are kept as the file has them, polygons or RLE. Polygons of fewer than three points are
     dropped, and with them objects that have no other; crowd regions are kept and marked, and

@@ -82,7 +82,8 @@ def with_index(dataset: TrainingSet) -> TrainingSet:
 
 
 def load_train_dataset(cfg: Any) -> TrainingSet:
-    """Detectron2's dictionaries of the images of DATASETS.TRAIN, cached where that can be."""
+    """Return Detectron2's dictionaries of the images of DATASETS.TRAIN, cached where that can
+    be."""
     with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
         return _training_set(cfg)
 
@@ -94,7 +95,7 @@ def build_train_loader(
     mapper: Callable[[dict[str, Any]], Any] | None = None,
     sampler: MetaTrainingSampler | None = None,
 ) -> Iterable[list[Any]]:
-    """Training batches, drawn as DATALOADER.SAMPLER_TRAIN says.
+    """Return training batches, drawn as DATALOADER.SAMPLER_TRAIN says.
 
     Args:
         cfg: the configuration.
@@ -132,7 +133,7 @@ def _drawn_in_this_process(
     mapper: Callable[[dict[str, Any]], Any],
     sampler: MetaTrainingSampler,
 ) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's loader, but for a sampler that it would copy into each of its workers."""
+    """Return Detectron2's loader for a sampler that it would copy into each of its workers."""
     if isinstance(images, list):
         images = DatasetFromList(images, copy=False)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING

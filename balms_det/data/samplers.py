@@ -158,7 +158,7 @@ class MetaTrainingSampler(Sampler[int]):
         return {"position": self._position, "pending": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes effect when iteration begins."""
+        """Restore a state; it takes effect when iteration begins."""
         self._start = state["position"]
         self._resumed = [Draw(**draw) for draw in state["pending"]]
 

@@ -230,7 +230,7 @@ def _resnet_stage(name: str) -> str:
 
 
 def _without_prefix(state: StateDict) -> StateDict:
-    """Without the prefix of a model that was distributed when it was saved."""
+    """Return the state without the prefix of a model that was distributed when it was saved."""
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -253,7 +253,7 @@ def _background_hint(misfits: list[Misfit]) -> str:
 
 
 def checkpoint_of_run(cfg: Any, *, resume: bool) -> str:
-    """Path of the checkpoint that a run starts from.
+    """Return the path of the checkpoint that a run starts from.
 
     Args:
         cfg: with MODEL.WEIGHTS and OUTPUT_DIR.

@@ -25,7 +25,7 @@ class Activation:
     independent_classes = False
 
     def num_logits(self, num_classes: int) -> int:
-        """Columns of the classifier for `num_classes` foreground classes."""
+        """Return the columns of the classifier for `num_classes` foreground classes."""
         raise NotImplementedError
 
     def probs(self, logits: Tensor) -> Tensor:

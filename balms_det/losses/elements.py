@@ -32,7 +32,7 @@ def reduce_losses(losses: Tensor, reduction: Reduction) -> Tensor:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half precisions as float32, others as they are."""
+    """Return half precisions as float32, and others as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

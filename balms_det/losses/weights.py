@@ -73,7 +73,7 @@ class FederatedOptions(Options):
 
 
 def inverse_frequency_weights(class_counts: Tensor) -> Tensor:
-    """Class weights 1 / n_j, scaled to a mean of one (class-balanced weighting, CBW).
+    """Return the class weights 1 / n_j, scaled to a mean of one (class-balanced weighting, CBW).
 
     Args:
         class_counts: (K,) training counts; zeros are clamped to one.
@@ -86,7 +86,7 @@ def inverse_frequency_weights(class_counts: Tensor) -> Tensor:
 
 
 def effective_number_weights(class_counts: Tensor, *, beta: float) -> Tensor:
-    """Class weights of the Class-Balanced loss (arXiv:1901.05555), with a mean of one.
+    """Return the class weights of the Class-Balanced loss (arXiv:1901.05555), with a mean of one.
 
         w_j proportional to (1 - beta) / (1 - beta^n_j)
 

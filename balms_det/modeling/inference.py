@@ -251,7 +251,7 @@ def _class_wise_nms(
     nms_thresh: float,
     exact_nms: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Positions that survive suppression within their class, in the given order.
+    """Return positions that survive suppression within their class, in the given order.
 
     Args:
         boxes: (N, 4), the best-scored first.

@@ -122,7 +122,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, Tensor | ClassDeltas], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """Classification and box regression losses of one batch.
+        """Return the classification and box regression losses of one batch.
 
         Args:
             predictions: of :meth:`forward`, for all images.
@@ -201,7 +201,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
     def select(
         self, boxes: PredictedBoxes, scores: Tensor, image_size: tuple[int, int]
     ) -> tuple[Instances, Tensor]:
-        """:func:`select_detections` with the thresholds of the configuration."""
+        """Return :func:`select_detections` with the thresholds of the configuration."""
         return select_detections(
             boxes,
             scores,

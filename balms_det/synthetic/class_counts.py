@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 
 def exponential_curve(num_classes: int, imbalance: float) -> NDArray[np.float64]:
-    """Relative class counts that fall exponentially, from `imbalance` to 1 (arXiv:1901.05555).
+    """Return relative class counts that fall exponentially, from `imbalance` to 1
+    (arXiv:1901.05555).
 
     Returns:
         (K,) by rank. A single class has the count `imbalance`.
@@ -17,7 +18,7 @@ def exponential_curve(num_classes: int, imbalance: float) -> NDArray[np.float64]
 
 
 def zipf_curve(num_classes: int, exponent: float) -> NDArray[np.float64]:
-    """Relative class counts 1 / (rank + 1)^`exponent`; shape (K,), from 1 downwards."""
+    """Return relative class counts 1 / (rank + 1)^`exponent`; shape (K,), from 1 downwards."""
     return np.arange(1, num_classes + 1, dtype=np.float64) ** -exponent
 
 
@@ -39,7 +40,7 @@ def lvis_v1_curve(num_classes: int) -> NDArray[np.float64]:
 def long_tail_counts(
     curve: NDArray[np.float64], total: int, *, at_least: int = 1
 ) -> NDArray[np.int64]:
-    """Integer class counts that follow `curve` and add up to `total`.
+    """Return integer class counts that follow `curve` and add up to `total`.
 
     Classes that would fall below `at_least` are lifted to it at the others' expense. Rounding is by
     largest remainder, so every other count is within one of its share.
@@ -68,6 +69,7 @@ def long_tail_counts(
 
 
 def balanced_counts(num_classes: int, total: int) -> NDArray[np.int64]:
-    """Counts that add up to `total` and differ by at most one, the larger ones spread evenly."""
+    """Return counts that add up to `total` and differ by at most one, the larger ones spread
+    evenly."""
     class_of_object = np.arange(total) * num_classes // max(total, 1)
     return np.asarray(np.bincount(class_of_object, minlength=num_classes), dtype=np.int64)

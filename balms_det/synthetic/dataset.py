@@ -134,7 +134,8 @@ def _plan(options: GlyphOptions, split: str) -> list[ImageTask]:
 def _categories(
     options: GlyphOptions, characters: Sequence[str], train: Sequence[ImageLabels]
 ) -> list[dict[str, Any]]:
-    """LVIS's categories with the counts of the training split, which LVIS has in both files."""
+    """Return LVIS's categories with the counts of the training split, which LVIS has in both
+    files."""
     category_ids_by_image = [[o["category_id"] for o in labels.objects] for labels in train]
     num_ids = options.classes + 1
     instance_counts = np.bincount(np.concatenate(category_ids_by_image), minlength=num_ids)

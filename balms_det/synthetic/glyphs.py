@@ -40,7 +40,7 @@ def glyph_characters(num_classes: int) -> tuple[str, ...]:
 
 
 def class_name(character: str) -> str:
-    """Unicode's name as an identifier, e.g. "latin_capital_letter_a"."""
+    """Return Unicode's name as an identifier, e.g. "latin_capital_letter_a"."""
     return unicodedata.name(character).lower().replace(" ", "_").replace("-", "_")
 
 

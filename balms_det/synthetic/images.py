@@ -139,7 +139,7 @@ class _Scene:
         return np.asarray(cv2.GaussianBlur(self._picture, (3, 3), 0.6), dtype=np.uint8)
 
     def annotations(self, placed: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Category, box, area and mask of the visible part of each (class, mark)."""
+        """Return the category, box, area and mask of the visible part of each (class, mark)."""
         if not placed:
             return []
         marks = np.array([mark for _, mark in placed], dtype=np.int16)
@@ -177,7 +177,7 @@ def _stamp(character: str, length: float, rng: np.random.Generator) -> NDArray[n
 
 
 def _background(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """Patches of two textures in muted colours."""
+    """Return patches of two textures in muted colours."""
     picture, patches = (_texture(rng, (size, size), _muted_colours(rng)) for _ in range(2))
     np.copyto(picture, patches, where=(_noise(rng, (size, size)) < 0.5)[:, :, None])
     return picture
@@ -212,7 +212,7 @@ def _texture(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Smooth noise, mostly in [0, 1], with a few to a dozen blobs along a side."""
+    """Return smooth noise, mostly in [0, 1], with a few to a dozen blobs along a side."""
     cells = int(rng.integers(3, 13))
     coarse = rng.random((cells, cells), dtype=np.float32)
     smooth = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)

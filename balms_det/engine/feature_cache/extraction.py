@@ -90,7 +90,7 @@ def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
 
 
 def _rows_kept(cfg: Any) -> int:
-    """R: as many as the configuration says, or as there are proposals.
+    """Return R: as many as the configuration says, or as there are proposals.
 
     The objects' own boxes come on top of the proposals, and then take the place of a few of the
     background.

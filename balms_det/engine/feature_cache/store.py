@@ -74,7 +74,7 @@ class FeatureCache:
         return cls(num_images=num_images, **opened)
 
     def missing(self) -> np.ndarray:
-        """Slots that are not there yet, ascending."""
+        """Return slots that are not there yet, ascending."""
         return np.flatnonzero(self.num_rows == _NOT_YET)
 
     def write(self, slots: Sequence[int], rows: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -30,7 +30,7 @@ _LEAST_WINOGRAD_CHANNELS = 256
 
 
 def prepared_for_inference(model: nn.Module, inference: Any) -> nn.Module:
-    """`model` in evaluation mode as a MODEL.LONG_TAIL.INFERENCE node says.
+    """Return `model` in evaluation mode as a MODEL.LONG_TAIL.INFERENCE node says.
 
     A copy, for training may go on with the model, unless nothing changes.
     """
@@ -84,7 +84,7 @@ def use_matrix_products(model: nn.Module) -> None:
 
 
 def speed_up_training(model: nn.Module) -> None:
-    """On a processor, in single precision, compute gradients in fewer operations, or on all cores.
+    """Compute gradients on a CPU, in single precision, in fewer operations or on all cores.
 
     Convolutions of 1 x 1 are matrix products, those of 3 x 3 follow Winograd's algorithm, and the
     gradient of RoIAlign is a product with a sparse matrix. Without gradients, on other devices and

@@ -110,7 +110,7 @@ def _gradients(
 
 
 def _kernel_transform(like: Tensor) -> Tensor:
-    """G, (4, 3)."""
+    """Return G, (4, 3)."""
     return like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
@@ -127,13 +127,13 @@ class _Block(NamedTuple):
         return self.images.stop - self.images.start, self.rows, self.columns
 
     def cut(self, length: int, border: int) -> tuple[slice, slice]:
-        """Rows of an image of `length` rows, and where they are in a block with a border."""
+        """Return rows of an image of `length` rows, and where they are in a block with a border."""
         first, last = self.top - border, min(self.top + 2 * self.rows + border, length)
         return slice(max(first, 0), last), slice(max(-first, 0), last - first)
 
 
 def _blocks(y: Tensor) -> Iterator[_Block]:
-    """Whole images of (N, H, W, D), or some rows of one."""
+    """Return whole images of (N, H, W, D), or some rows of one."""
     n, height, width, _ = y.shape
     rows, columns = -(-height // 2), -(-width // 2)
     images_at_once = max(1, _TILES // max(rows * columns, 1))
@@ -155,7 +155,7 @@ def _cut_out(x: Tensor, block: _Block, *, border: int) -> Tensor:
 
 
 def _input_tiles(x: Tensor) -> Tensor:
-    """B^T d B of every tile: (N, H + 2, W + 2, C) -> (16, T, C)."""
+    """Return B^T d B of every tile: (N, H + 2, W + 2, C) -> (16, T, C)."""
     n, height, width, channels = x.shape
     rows, columns = height // 2 - 1, width // 2 - 1
     along_rows = x.new_empty(4, n, rows, width, channels)
@@ -204,7 +204,7 @@ def _transposed_outputs(y: Tensor) -> Tensor:
 
 
 def _input_transform(d: list[Tensor], out: Tensor) -> None:
-    """B^T d for the four entries of `d`."""
+    """Write B^T d for the four entries of `d` into `out`."""
     torch.sub(d[0], d[2], out=out[0])
     torch.add(d[1], d[2], out=out[1])
     torch.sub(d[2], d[1], out=out[2])
@@ -212,7 +212,7 @@ def _input_transform(d: list[Tensor], out: Tensor) -> None:
 
 
 def _transposed_input_transform(v: Tensor, d: list[Tensor]) -> None:
-    """B v for the four entries of `v`, added to those of `d`, some of which are the same memory."""
+    """Add B v for the four entries of `v` to those of `d`, which share memory in part."""
     d[0].add_(v[0])
     d[1].add_(v[1]).sub_(v[2]).add_(v[3])
     d[2].add_(v[1]).add_(v[2]).sub_(v[0])
@@ -226,7 +226,7 @@ def _output_transform(m: Tensor, first: Tensor, second: Tensor) -> None:
 
 
 def _transposed_output_transform(first: Tensor, second: Tensor, m: Tensor) -> None:
-    """A y for the two entries of y, written into the four of `m`."""
+    """Write A y for the two entries of y into the four of `m`."""
     m[0].copy_(first)
     torch.add(first, second, out=m[1])
     torch.sub(first, second, out=m[2])
