@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = load_config(args)
     weights = args.weights or cfg.MODEL.WEIGHTS
     images = find_images(args.input)
-    stats = inference_class_stats(cfg, weights)
+    stats = inference_class_stats(cfg, weights, needs_file=False)
     classes = resolve_classes(cfg, weights, stats)
     predictor = Predictor(cfg, weights, stats)
     refuse_equal_names(images)

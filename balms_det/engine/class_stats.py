@@ -60,23 +60,27 @@ def training_class_stats(cfg: Any) -> ClassStats:
             path = Path(cfg.OUTPUT_DIR) / "class_stats.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             stats.save(path)
-    received: ClassStats = comm.all_gather(stats)[0]
-    return received
+    # As plain values: arrays would arrive writable.
+    content = comm.all_gather(None if stats is None else stats.to_dict())[0]
+    return ClassStats.from_dict(content) if stats is None else stats
 
 
-def inference_class_stats(cfg: Any, weights: str) -> ClassStats | None:
+def inference_class_stats(cfg: Any, weights: str, *, needs_file: bool = True) -> ClassStats | None:
     """Return the class statistics of a trained model, or None where nobody knows them.
 
     Args:
-        cfg: its MODEL.LONG_TAIL.STATS_FILE goes before the checkpoint's statistics, where the file
-            is still there.
+        cfg: its MODEL.LONG_TAIL.STATS_FILE goes before the checkpoint's statistics.
         weights: path of the checkpoint.
+        needs_file: whether a STATS_FILE that is missing is an error; otherwise the checkpoint's
+            statistics take its place.
 
     Raises:
+        InputError: STATS_FILE is missing or cannot be used.
         InputError: MODEL.LONG_TAIL.CALIBRATION needs statistics and nobody knows them.
     """
     stats_file = cfg.MODEL.LONG_TAIL.STATS_FILE
-    stats = ClassStats.load(stats_file) if os.path.isfile(stats_file) else class_stats_in(weights)
+    uses_file = bool(stats_file) and (needs_file or os.path.isfile(stats_file))
+    stats = ClassStats.load(stats_file) if uses_file else class_stats_in(weights)
     calibration = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
     if stats is None and CALIBRATIONS[calibration]:
         raise missing_class_stats(

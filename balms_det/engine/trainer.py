@@ -29,6 +29,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -76,6 +77,8 @@ class LongTailTrainer:
             cfg: checked by :func:`balms_det.engine.validate_config`.
             class_stats: of the training set; default :func:`training_class_stats`.
         """
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # as Detectron2's trainers do, where nobody has
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.class_stats = class_stats or training_class_stats(cfg)
@@ -186,12 +189,17 @@ def build_long_tail_model(cfg: Any, class_stats: ClassStats | None) -> nn.Module
     Args:
         cfg: the configuration.
         class_stats: of the training set; None builds a model for inference only.
+
+    Raises:
+        InputError: MODEL.LONG_TAIL.CALIBRATION needs statistics and there are none.
     """
     detectron2_cfg = cfg.clone()
     detectron2_cfg.defrost()
-    # The model gets the object; it need not read the file again.
-    detectron2_cfg.MODEL.LONG_TAIL.STATS_FILE = ""
-    model: nn.Module = build_model(_without_calibration(detectron2_cfg))
+    if class_stats is not None:
+        # The model gets the object below: it need not read a file, or calibrate, before.
+        detectron2_cfg.MODEL.LONG_TAIL.STATS_FILE = ""
+        detectron2_cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = _built_calibration(cfg)
+    model: nn.Module = build_model(detectron2_cfg)
     logger.info("Model:\n%s", model)
     if class_stats is not None:
         provide_class_stats(model, cfg.MODEL.LONG_TAIL, class_stats)
@@ -271,11 +279,10 @@ def distribute(model: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _without_calibration(cfg: Any) -> Any:
-    """Return the configuration of a model that gets its calibration with its class statistics."""
-    if CALIBRATIONS[cfg.MODEL.LONG_TAIL.CALIBRATION.NAME]:
-        cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = "none"
-    return cfg
+def _built_calibration(cfg: Any) -> str:
+    """Return the calibration to build a model with: one that needs no class statistics."""
+    name: str = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
+    return "none" if CALIBRATIONS[name] else name
 
 
 def _precise_bn(cfg: Any, model: nn.Module) -> HookBase | None:
