@@ -262,6 +262,69 @@ def test_a_method_goes_on_any_base_and_the_later_file_wins(tmp_path):
     assert cfg.MODEL.LONG_TAIL.LOSS.NAME == "focal" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
 
 
+def test_a_later_base_wins_over_an_earlier_one(tmp_path):
+    for name, loss in [("a", "focal"), ("b", "eql")]:
+        (tmp_path / f"{name}.yaml").write_text(
+            f"MODEL: {{LONG_TAIL: {{LOSS: {{NAME: {loss}}}}}}}\nVERSION: 2\n"
+        )
+    for bases, loss in [("[a.yaml, b.yaml]", "eql"), ("[b.yaml, a.yaml]", "focal")]:
+        (tmp_path / "joined.yaml").write_text(f"_BASE_: {bases}\n")
+        assert load(str(tmp_path / "joined.yaml")).MODEL.LONG_TAIL.LOSS.NAME == loss
+
+
+def test_a_second_stage_in_a_list_starts_from_the_first_stage_on_the_base_of_the_list(tmp_path):
+    path = tmp_path / "mine.yaml"
+    files = [str(CONFIGS / "bases" / "lvis_r101.yaml"), str(CONFIGS / "methods" / "crt.yaml")]
+    path.write_text(f"_BASE_: {files}\n")
+    assert load(str(path)) == load("lvis_r101+crt")
+
+
+def test_a_path_may_contain_plus_signs(tmp_path):
+    path = tmp_path / "lvis_r101+seesaw" / "a+b.yaml"
+    path.parent.mkdir()
+    path.write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 7}}\nVERSION: 2\n")
+    assert load(str(path)).MODEL.ROI_HEADS.NUM_CLASSES == 7
+    joined = load(f"{path}+eql")
+    assert joined.MODEL.ROI_HEADS.NUM_CLASSES == 7 and joined.MODEL.LONG_TAIL.LOSS.NAME == "eql"
+    assert load(f"lvis_r50+{path}").MODEL.ROI_HEADS.NUM_CLASSES == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("_BASE_: top.yaml", r"top.yaml: _BASE_ leads back to this file \(.* -> .*\)"),
+        ("_BASE_: [between.yaml]", r"top.yaml: _BASE_ leads back .*top.* -> .*between.* -> .*top"),
+        ("_BASE_: nowhere.yaml", "top.yaml: _BASE_ names .*nowhere.yaml, but there is no such"),
+        ("_BASE_: https://host.invalid/a.yaml", "top.yaml: .*https://host.invalid.*local files"),
+        ("_BASE_: 3", "top.yaml: _BASE_ is 3; set it to a file, or to a list"),
+        ("_BASE_: []", r"top.yaml: _BASE_ is \[\]; set it to a file, or to a list"),
+        ("_BASE_: broken.yaml", "broken.yaml: this is not valid YAML"),
+        ("", "top.yaml: .*KEY: VALUE settings, but this file holds nothing"),
+        ("- 1", r"top.yaml: .*KEY: VALUE settings, but this file holds \[1\]"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_is_refused(tmp_path, content, message):
+    top = tmp_path / "top.yaml"
+    top.write_text(content)
+    (tmp_path / "between.yaml").write_text("_BASE_: top.yaml")
+    (tmp_path / "broken.yaml").write_text("MODEL: [1, 2")
+    with pytest.raises(InputError, match=message) as caught:
+        load(str(top))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+def test_a_file_runs_no_code(tmp_path, in_base):
+    trace = tmp_path / "trace"
+    path = tmp_path / "code.yaml"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{trace}]\nVERSION: 2\n")
+    if in_base:
+        (tmp_path / "child.yaml").write_text("_BASE_: code.yaml\n")
+    with pytest.raises(InputError, match="code.yaml: this is not valid YAML .*os.mkdir"):
+        load(str(tmp_path / "child.yaml" if in_base else path))
+    assert not trace.exists()
+
+
 def test_shipped_files_are_found_from_any_directory(tmp_path, monkeypatch):
     expected = load("lvis_r50+balsig")
     monkeypatch.chdir(tmp_path)

@@ -7,12 +7,14 @@ A configuration is named by a file, or by a base and a method with a plus sign b
     glyphs_quickstart+eql       any configuration of a detector, then a method
 
 Each base and each method is written once, and any base goes with any method. In a file, a list of
-files under ``_BASE_`` does the same; the later ones win.
+files under ``_BASE_`` does the same; the later ones win, and balms_det.config.bases checks them.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from balms_det.config.bases import check_file, first_base
 from balms_det.config.checks import merge_config
 from balms_det.runtime.errors import InputError
 
@@ -51,7 +53,7 @@ def config_files(name: str) -> list[str]:
     Raises:
         InputError: a part of the name is not a file and not shipped.
     """
-    first, *methods = name.split("+")
+    first, *methods = _parts(name)
     base = _find(first, [config_directory() / path for path in _BASE_DIRECTORIES])
     files = [base]
     for method in methods:
@@ -67,8 +69,9 @@ def config_files(name: str) -> list[str]:
 def merge_config_files(cfg: Any, name: str, **where: str) -> None:
     """Merge the files that a configuration's name stands for into `cfg`.
 
-    ``{BASE}`` in MODEL.WEIGHTS becomes the name of the base: a second stage starts from the first
-    stage on the same base.
+    ``{BASE}`` in MODEL.WEIGHTS becomes the name of the base, the first of the joined names or of
+    the list under ``_BASE_``: a second stage starts from the first stage on the same base. Files
+    are read as plain data: YAML tags that run Python are refused.
 
     Args:
         cfg: a CfgNode with all keys.
@@ -76,16 +79,31 @@ def merge_config_files(cfg: Any, name: str, **where: str) -> None:
         where: the further argument of :func:`merge_config`, ``reference``.
 
     Raises:
-        InputError: a file is missing, is not valid YAML, or has an unknown key or a bad value.
+        InputError: a file is missing or not valid YAML, its ``_BASE_`` cannot be followed, or it
+            has an unknown key or a bad value.
     """
-    for path in config_files(name):
-        merge_config(cfg, lambda path=path: cfg.merge_from_file(path), path, **where)  # type: ignore[misc]
-    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(name.split("+")[0]).stem)
+    for index, path in enumerate(config_files(name)):
+        check_file(path)
+        merge_config(cfg, partial(cfg.merge_from_file, path, allow_unsafe=False), path, **where)
+        base = first_base(path) if index == 0 else _parts(name)[0]
+        cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(base).stem)
 
 
 def run_name(name: str) -> str:
     """Return what a run of a configuration is called, e.g. "lvis_r50_seesaw"."""
-    return "_".join(Path(part).stem for part in name.split("+"))
+    return "_".join(Path(part).stem for part in _parts(name))
+
+
+def _parts(name: str) -> list[str]:
+    # The path of a file may contain plus signs: the longest path that exists is one part.
+    pieces = name.split("+")
+    parts = []
+    while pieces:
+        lengths = range(len(pieces), 1, -1)
+        end = next((n for n in lengths if Path("+".join(pieces[:n])).is_file()), 1)
+        parts.append("+".join(pieces[:end]))
+        pieces = pieces[end:]
+    return parts
 
 
 def _find(name: str, directories: list[Path]) -> Path:
