@@ -20,12 +20,8 @@ from balms_det.synthetic import GlyphOptions, generate
 
 NUM_CLASSES = 1203
 NAMES = {"train": "every_method_train", "val": "every_method_val"}
-METHOD_FILES = Path(config_file("methods/balsig.yaml")).parent.glob("*.yaml")
-COMPOSITIONS = [
-    f"{base}+{method}"
-    for base in ("lvis_r50", "lvis_r101")
-    for method in sorted(path.stem for path in METHOD_FILES)
-]
+METHODS = sorted(p.stem for p in Path(config_file("methods/balsig.yaml")).parent.glob("*.yaml"))
+COMPOSITIONS = [f"{base}+{method}" for base in ("lvis_r50", "lvis_r101") for method in METHODS]
 LOSS = "MODEL.LONG_TAIL.LOSS"
 
 
