@@ -109,7 +109,7 @@ class Options:
     @classmethod
     def from_node(cls, node: Any) -> Self:
         """Return the options that a configuration node holds under their keys."""
-        return cls(**{item.name: _at(node, item.key) for item in options_of(cls)})
+        return cls(**{item.name: value_at(node, item.key) for item in options_of(cls)})
 
 
 def options_of(options: type[Options]) -> Iterator[Option]:
@@ -148,7 +148,7 @@ def check_keys(cfg: Any, prefix: str, options: type[Options]) -> None:
     for item in options_of(options):
         key = f"{prefix}.{item.key}" if prefix else item.key
         try:
-            value = _at(cfg, key)
+            value = value_at(cfg, key)
         except KeyError:
             continue  # A classifier's configuration lacks what only detectors have.
         item.check(value, key=key)
@@ -159,7 +159,8 @@ def closest(name: str, known: Collection[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
 
 
-def _at(node: Any, key: str) -> Any:
+def value_at(node: Any, key: str) -> Any:
+    """Return the value under a dotted key of a configuration node."""
     for step in key.split("."):
         node = node[step]
     return node

@@ -1,13 +1,11 @@
 """Configurations made by hand: what is asked of them, and errors that can be acted on."""
 
 from collections.abc import Callable
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import yaml
 
-from balms_det.options import Choices, Range, closest
+from balms_det.options import Choices, Range, closest, value_at
 from balms_det.runtime.errors import InputError
 
 _LONG_TAIL = "MODEL.LONG_TAIL"
@@ -80,7 +78,7 @@ def check_allowed(cfg: Any, key: str, allowed: Range | Choices) -> None:
     Raises:
         InputError: names the key, its value and what is allowed.
     """
-    refusal = allowed.refusal(key, _setting(cfg, key))
+    refusal = allowed.refusal(key, value_at(cfg, key))
     if refusal:
         raise InputError(refusal)
 
@@ -95,8 +93,4 @@ def check(cfg: Any, key: str, holds: object, remedy: str) -> None:
         InputError: naming the key, its value and the remedy.
     """
     if not holds:
-        raise InputError(f"{key} is {_setting(cfg, key)!r}; set it to {remedy}")
-
-
-def _setting(cfg: Any, key: str) -> Any:
-    return reduce(getitem, key.split("."), cfg)
+        raise InputError(f"{key} is {value_at(cfg, key)!r}; set it to {remedy}")

@@ -194,11 +194,9 @@ def build_criterion(
         long_tail.COUNT_BY,
         logit_scale=long_tail.COSINE_TEMPERATURE if is_cosine else 1.0,
     )
-    if stats is None:
-        needs_stats = method.needs_stats or class_weights.name != "none" or federated.enabled
-        if needs_stats:
-            return Criterion(InferenceOnly(method, options, training))
-        return Criterion(method.build(training, options))
+    needs_stats = method.needs_stats or class_weights.name != "none" or federated.enabled
+    if stats is None and needs_stats:
+        return Criterion(InferenceOnly(method, options, training))
     return Criterion(
         method.build(training, options),
         start_iter=node.MARGIN.START_ITER,
