@@ -173,7 +173,7 @@ def test_the_files_own_frequency_is_kept(tmp_path):
     content["categories"][0]["frequency"] = "f"
     assert ClassStats.from_json(write(tmp_path, content)).groups == ("f", "r")
     content["categories"][0]["frequency"] = "often"
-    with pytest.raises(InputError, match="'often' is not a frequency group"):
+    with pytest.raises(InputError, match="'frequency' 'often', expected 'r', 'c' or 'f'"):
         ClassStats.from_json(write(tmp_path, content))
 
 

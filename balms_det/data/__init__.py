@@ -7,14 +7,15 @@ from balms_det.data.catalog import (
     register_dataset,
 )
 from balms_det.data.dataset_dicts import load_dataset_dicts
+from balms_det.data.images import read_image
 from balms_det.data.loader import (
-    LongTailDatasetMapper,
     build_test_loader,
     build_train_loader,
     load_train_dataset,
     meta_sampler_of,
     with_index,
 )
+from balms_det.data.mapper import LongTailDatasetMapper
 from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "load_dataset_dicts",
     "load_train_dataset",
     "meta_sampler_of",
+    "read_image",
     "register_dataset",
     "with_index",
 ]

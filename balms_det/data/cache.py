@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 from filelock import FileLock
 from torch.utils.data import ConcatDataset
 
+from balms_det.annotations.check import refuse_unusable
 from balms_det.annotations.class_stats import ClassStats, IntArray
 from balms_det.annotations.file import AnnotationFile, opened, parse_json, read_bytes
 from balms_det.data.dataset_dicts import load_dataset_dicts
@@ -35,7 +36,7 @@ from balms_det.runtime.garbage_collection import gc_disabled
 CACHE_VARIABLE = "BALMS_DET_CACHE"
 
 # Raise it when what is stored changes: :func:`load_dataset_dicts`, ClassStats, or the layout.
-_VERSION = 1
+_VERSION = 2
 _MAGIC = b"balms_ac"
 _FOOTER = struct.Struct("<QQ8s")  # start of the header, checksum of all before the footer, magic
 _CHUNK = 1 << 20
@@ -52,6 +53,8 @@ class AnnotationCache:
         format: "lvis" or "coco", as :class:`AnnotationFile` has it.
         class_stats: counted from all annotations of the file.
         num_images: N.
+        has_masks: whether some annotation has a segmentation.
+        remarks: a sentence on each kind of fault that spoils single objects.
         image_index: (A,) int32 in [0, N).
         class_index: (A,) int32 in [0, K).
         is_crowd: (A,) bool.
@@ -71,6 +74,8 @@ class AnnotationCache:
         self._mapped = memoryview(mapped)
         header = orjson.loads(self._mapped[footer : -_FOOTER.size])
         self.format: str = header["format"]
+        self.has_masks: bool = header["has_masks"]
+        self.remarks: list[str] = header["remarks"]
         self.class_stats = ClassStats.from_dict(header["class_stats"])
         arrays = {
             name: np.frombuffer(self._mapped, dtype, length, offset)
@@ -255,6 +260,7 @@ def _write(path: Path, file: AnnotationFile) -> None:
     Layout: the images' dictionaries as JSON, which keeps every value as it is in the annotation
     file and is parsed in microseconds; the arrays; the header, JSON; the footer.
     """
+    remarks = refuse_unusable(file)
     class_stats = ClassStats.from_annotation_file(file)
     dataset_dicts = load_dataset_dicts(file, "")
     annotations = [record["annotations"] for record in dataset_dicts]
@@ -286,6 +292,8 @@ def _write(path: Path, file: AnnotationFile) -> None:
         header_start = position
         header = {
             "format": file.format,
+            "has_masks": file.has_masks,
+            "remarks": remarks,
             "class_stats": class_stats.to_dict(),
             "arrays": arrays,
         }

@@ -1,4 +1,4 @@
-"""Detectron2's data loaders, with errors that name the image at fault."""
+"""Detectron2's data loaders on cached annotations."""
 
 import logging
 import operator
@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -16,12 +15,13 @@ from detectron2.data import (
 )
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.common import AspectRatioGroupedDataset
-from detectron2.data.detection_utils import SizeMismatchError, check_metadata_consistency
+from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
+from balms_det.data.mapper import LongTailDatasetMapper
 from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
 from balms_det.runtime.errors import InputError
 
@@ -29,29 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Detectron2's that load the data sets by themselves, each by its name.
 _SAMPLERS_THAT_LOAD = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
-
-
-class LongTailDatasetMapper(DatasetMapper):
-    """Detectron2's mapper; a image or mask that cannot be used is an InputError naming it."""
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        file_name = dataset_dict["file_name"]
-        remedy = "repair or remove it; `balms-det check` lists every such file of a data set"
-        try:
-            return super().__call__(dataset_dict)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{file_name}: there is no such image; check the image root; {remedy}"
-            ) from error
-        except OSError as error:  # Pillow's, for what it cannot decode
-            raise InputError(
-                f"{file_name}: the image cannot be read ({error}); {remedy}"
-            ) from error
-        except SizeMismatchError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{file_name}: the image is not of the size in its annotations ({reason}); {remedy}"
-            ) from error
 
 
 class IndexedDataset(Dataset[dict[str, Any]]):
