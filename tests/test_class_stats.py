@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_status import exit_status
 
-from balms_det.annotations.class_stats import ClassStats, frequency_group
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.frequency_groups import frequency_group
 from balms_det.runtime.errors import InputError
 
 TOOL = Path(__file__).parents[1] / "tools" / "class_stats.py"

@@ -29,7 +29,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
 
-from balms_det.annotations.class_stats import ClassStats, frequency_group
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.frequency_groups import frequency_group
 from balms_det.engine import (
     LongTailCheckpointer,
     add_dataset_argument,
@@ -208,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = load_config(args)
     weights = args.weights or cfg.MODEL.WEIGHTS
     images = find_images(args.input)
-    stats = inference_class_stats(cfg, weights, needs_file=False)
+    stats = inference_class_stats(cfg, weights)
     classes = resolve_classes(cfg, weights, stats)
     predictor = Predictor(cfg, weights, stats)
     refuse_equal_names(images)

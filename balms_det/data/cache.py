@@ -55,6 +55,7 @@ class AnnotationCache:
         num_images: N.
         has_masks: whether some annotation has a segmentation.
         remarks: a sentence on each kind of fault that spoils single objects.
+        file_names: N paths of the images below the image root.
         image_index: (A,) int32 in [0, N).
         class_index: (A,) int32 in [0, K).
         is_crowd: (A,) bool.
@@ -76,6 +77,7 @@ class AnnotationCache:
         self.format: str = header["format"]
         self.has_masks: bool = header["has_masks"]
         self.remarks: list[str] = header["remarks"]
+        self.file_names: list[str] = header["file_names"]
         self.class_stats = ClassStats.from_dict(header["class_stats"])
         arrays = {
             name: np.frombuffer(self._mapped, dtype, length, offset)
@@ -136,6 +138,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self.cache.dataset_dict(image, self._image_root) for image in images]
         return self.cache.dataset_dict(images, self._image_root)
+
+    @property
+    def file_names(self) -> list[str]:
+        """The paths of the images."""
+        names = self.cache.file_names
+        return [os.path.join(self._image_root, names[image]) for image in self._images.tolist()]
 
     def class_pairs(self, *, crowds: bool = False) -> tuple[IntArray, IntArray]:
         """Return (A',) image and (A',) class indices of the annotations, without or with crowds."""
@@ -294,6 +302,7 @@ def _write(path: Path, file: AnnotationFile) -> None:
             "format": file.format,
             "has_masks": file.has_masks,
             "remarks": remarks,
+            "file_names": [record["file_name"] for record in dataset_dicts],
             "class_stats": class_stats.to_dict(),
             "arrays": arrays,
         }

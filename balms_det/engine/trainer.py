@@ -1,13 +1,11 @@
 """A training composed of Detectron2's parts, in the manner of its plain training loop."""
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -17,13 +15,7 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
+from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_sgd
@@ -35,25 +27,16 @@ from torch import nn
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import CALIBRATIONS
-from balms_det.data import (
-    build_test_loader,
-    build_train_loader,
-    load_train_dataset,
-    meta_sampler_of,
-)
+from balms_det.data import build_train_loader, load_train_dataset, meta_sampler_of
 from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.class_stats import training_class_stats
+from balms_det.engine.data_checks import check_data, fitted_to_data
+from balms_det.engine.evaluate import evaluate
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
 from balms_det.engine.meta import build_meta_learning
-from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import (
-    prepared_for_inference,
-    provide_class_stats,
-    speed_up_training,
-    train_on_features,
-)
+from balms_det.modeling import provide_class_stats, speed_up_training, train_on_features
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +62,10 @@ class LongTailTrainer:
         """
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # as Detectron2's trainers do, where nobody has
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(fitted_to_data(cfg), comm.get_world_size())
         self.cfg = cfg
         self.class_stats = class_stats or training_class_stats(cfg)
+        check_data(cfg, self.class_stats)
         self.results: OrderedDict[str, Any] | None = None
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.model = build_long_tail_model(cfg, self.class_stats)
@@ -159,7 +143,7 @@ class LongTailTrainer:
         return self.results
 
     def _evaluate(self) -> OrderedDict[str, Any]:
-        self.results = evaluate(self.cfg, self.model)
+        self.results = evaluate(self.cfg, self.model, self.class_stats)
         return self.results
 
 
@@ -243,31 +227,6 @@ def build_checkpointer(
         reinit_mismatched=cfg.MODEL.LONG_TAIL.REINIT_MISMATCHED,
         **checkpointables,
     )
-
-
-def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
-    """Build the evaluator of a data set: LVIS's metrics for federated annotations, else COCO's."""
-    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
-        return LVISEvaluator(dataset_name, output_dir=output_dir)
-    return COCOEvaluator(dataset_name, output_dir=output_dir)
-
-
-def evaluate(cfg: Any, model: nn.Module) -> OrderedDict[str, Any]:
-    """Evaluate a model on DATASETS.TEST, run as MODEL.LONG_TAIL.INFERENCE says.
-
-    Returns:
-        The results of the data set, or of each by its name where there are several.
-    """
-    prepared = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
-    results: OrderedDict[str, Any] = OrderedDict()
-    for name in cfg.DATASETS.TEST:
-        loader, evaluator = build_test_loader(cfg, name), build_evaluator(cfg, name)
-        results[name] = inference_on_dataset(prepared, loader, evaluator)
-        if comm.is_main_process():
-            logger.info("Evaluation results for %s in csv format:", name)
-            print_csv_format(results[name])
-    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -7,9 +7,10 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
+from balms_det.annotations.frequency_groups import GROUP_NAMES
+
 # Colours that the three common kinds of colour blindness leave distinct (Okabe and Ito), RGB.
 GROUP_COLORS = {"r": (213, 94, 0), "c": (240, 190, 0), "f": (0, 114, 178)}
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 UNKNOWN_COLOR = (120, 120, 120)
 
 # Labels are unreadable on smaller images.
