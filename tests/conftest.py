@@ -42,6 +42,7 @@ def use_device(name):
         except second_device.NoCompiler as error:
             raise pytest.UsageError(str(error)) from error
         os.environ[second_device.EMULATED_VARIABLE] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
         paths = [str(STARTUP), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 

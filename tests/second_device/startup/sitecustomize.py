@@ -25,5 +25,6 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
         return None
 
 
-if "BALMS_DET_TEST_DEVICE_IS_EMULATED" in os.environ:
+is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # as CUDA reads it
+if "BALMS_DET_TEST_DEVICE_IS_EMULATED" in os.environ and not is_hidden:
     sys.meta_path.insert(0, _AfterTorch())
