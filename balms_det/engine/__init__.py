@@ -7,6 +7,7 @@ from balms_det.engine.class_stats import (
     resolve_class_stats,
     training_class_stats,
 )
+from balms_det.engine.launch import launch
 from balms_det.engine.setup import add_dataset_argument, argument_parser, load_config
 from balms_det.engine.trainer import (
     LongTailTrainer,
@@ -27,6 +28,7 @@ __all__ = [
     "class_stats_in",
     "evaluate",
     "inference_class_stats",
+    "launch",
     "load_config",
     "resolve_class_stats",
     "training_class_stats",
