@@ -9,6 +9,7 @@ from balms_det.engine.class_stats import (
 )
 from balms_det.engine.data_checks import check_data, fitted_to_data
 from balms_det.engine.evaluate import build_evaluator, evaluate
+from balms_det.engine.launch import launch
 from balms_det.engine.setup import add_dataset_argument, argument_parser, load_config
 from balms_det.engine.trainer import (
     LongTailTrainer,
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "fitted_to_data",
     "inference_class_stats",
+    "launch",
     "load_config",
     "resolve_class_stats",
     "training_class_stats",

@@ -43,6 +43,25 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: a key is unknown, a value not allowed, or a file cannot be used.
     """
+    cfg = _merged_config(args)
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
+    validate_config(cfg)
+    for name, json_file, image_root in args.dataset:
+        register_dataset(name, json_file, image_root)
+    return cfg
+
+
+def configured_device(args: argparse.Namespace) -> str:
+    """Return the MODEL.DEVICE of :func:`load_config`; registers no data set.
+
+    Raises:
+        InputError: a key is unknown, or a file cannot be used.
+    """
+    return str(_merged_config(args).MODEL.DEVICE)
+
+
+def _merged_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_balms_config(cfg)
     if args.config_file:
@@ -50,9 +69,4 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     merge_config(cfg, lambda: cfg.merge_from_list(args.opts or []), "the command line")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu":
-        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
-    validate_config(cfg)
-    for name, json_file, image_root in args.dataset:
-        register_dataset(name, json_file, image_root)
     return cfg
