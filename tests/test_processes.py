@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from balms_det.engine import argument_parser, launch
+from balms_det.commands.arguments import training_parser
+from balms_det.engine import launch
 from balms_det.runtime.processes import exit_without_teardown
 
 
@@ -82,7 +83,7 @@ def leave_backend(args):
 
 def launched(folder, device):
     """Return the arguments of two processes for a model on `device`."""
-    args = argument_parser().parse_args(["--num-gpus", "2", "--dist-url", "auto"])
+    args = training_parser().parse_args(["--num-gpus", "2", "--dist-url", "auto"])
     args.opts, args.folder = ["MODEL.DEVICE", device], str(folder)
     return args
 

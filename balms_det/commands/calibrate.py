@@ -33,8 +33,9 @@ import orjson
 import torch
 
 from balms_det.calibration import Calibration
+from balms_det.commands.arguments import add_dataset_argument, add_overrides
 from balms_det.data import check_registered
-from balms_det.engine import add_dataset_argument, load_config, resolve_class_stats
+from balms_det.engine import load_config, resolve_class_stats
 from balms_det.evaluation import (
     ImagePredictions,
     LVISEvaluator,
@@ -80,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR")
     add_dataset_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 

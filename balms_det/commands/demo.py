@@ -31,9 +31,9 @@ from PIL import Image
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.frequency_groups import frequency_group
+from balms_det.commands.arguments import add_dataset_argument, add_overrides
 from balms_det.engine import (
     LongTailCheckpointer,
-    add_dataset_argument,
     build_long_tail_model,
     inference_class_stats,
     load_config,
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="lowest score of what is drawn and written; default 0.5",
     )
     add_dataset_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 

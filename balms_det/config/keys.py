@@ -9,6 +9,7 @@ from typing import Any
 
 from balms_det.calibration import CalibrationOptions
 from balms_det.config.nodes import (
+    DatasetOptions,
     DecoupleOptions,
     InferenceOptions,
     LongTailOptions,
@@ -37,6 +38,7 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("MODEL.LONG_TAIL", CalibrationOptions),
         ("MODEL.LONG_TAIL", DecoupleOptions),
         ("MODEL.LONG_TAIL", InferenceOptions),
+        ("DATASETS", DatasetOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

@@ -163,6 +163,26 @@ class InferenceOptions(Options):
 
 
 @dataclass(frozen=True)
+class DatasetOptions(Options):
+    """Data sets of your own, under DATASETS."""
+
+    register: list[list[str]] = option(
+        "REGISTER",
+        [],
+        "Annotation files to register, each as [NAME, JSON, IMAGE_ROOT]; --dataset adds to it. A "
+        "run's config.yaml holds them with absolute paths. Those whose files are not present are "
+        "passed over.",
+        allowed=Range(
+            lambda sets: all(
+                isinstance(entry, list | tuple) and [type(part) for part in entry] == [str] * 3
+                for entry in sets
+            ),
+            "a list of [NAME, JSON, IMAGE_ROOT]",
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class OptimizerOptions(Options):
     """The optimizer, under SOLVER."""
 

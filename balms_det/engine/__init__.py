@@ -10,7 +10,8 @@ from balms_det.engine.class_stats import (
 from balms_det.engine.data_checks import check_data, fitted_to_data
 from balms_det.engine.evaluate import build_evaluator, evaluate
 from balms_det.engine.launch import launch
-from balms_det.engine.setup import add_dataset_argument, argument_parser, load_config
+from balms_det.engine.run import run
+from balms_det.engine.setup import load_config
 from balms_det.engine.trainer import (
     LongTailTrainer,
     build_checkpointer,
@@ -21,8 +22,6 @@ from balms_det.engine.validate import validate_config
 __all__ = [
     "LongTailCheckpointer",
     "LongTailTrainer",
-    "add_dataset_argument",
-    "argument_parser",
     "build_checkpointer",
     "build_evaluator",
     "build_long_tail_model",
@@ -35,6 +34,7 @@ __all__ = [
     "launch",
     "load_config",
     "resolve_class_stats",
+    "run",
     "training_class_stats",
     "validate_config",
 ]

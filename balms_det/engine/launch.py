@@ -22,7 +22,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
     Args:
         main: a function of a module, of one process.
-        args: of :func:`balms_det.engine.argument_parser`.
+        args: of the command `balms-det train`.
 
     Raises:
         InputError: the configuration cannot be used.

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
     SimpleTrainer,
@@ -35,7 +34,9 @@ from balms_det.engine.data_checks import check_data, fitted_to_data
 from balms_det.engine.evaluate import evaluate
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
+from balms_det.engine.loop import AMPLoop, SimpleLoop
 from balms_det.engine.meta import build_meta_learning
+from balms_det.engine.summary import training_summary
 from balms_det.modeling import provide_class_stats, speed_up_training, train_on_features
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,13 @@ class LongTailTrainer:
         self.model = build_long_tail_model(cfg, self.class_stats)
         optimizer = build_optimizer(cfg, self.model)
         loader = build_train_loader(cfg)
-        loop_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        loop_type = AMPLoop if cfg.SOLVER.AMP.ENABLED else SimpleLoop
         self.loop: SimpleTrainer = loop_type(distribute(self.model), loader, optimizer)
         self.checkpointer = build_checkpointer(
             cfg, self.model, self.class_stats, trainer=LoopState(self.loop)
         )
         self.loop.register_hooks(self._build_hooks())
+        logger.info("Training:\n%s", training_summary(cfg, self.class_stats))
 
     def _build_hooks(self) -> list[HookBase | None]:
         """Return the hooks of the loop in their order."""
@@ -184,7 +186,7 @@ def build_long_tail_model(cfg: Any, class_stats: ClassStats | None) -> nn.Module
         detectron2_cfg.MODEL.LONG_TAIL.STATS_FILE = ""
         detectron2_cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = _built_calibration(cfg)
     model: nn.Module = build_model(detectron2_cfg)
-    logger.info("Model:\n%s", model)
+    logger.debug("Model:\n%s", model)
     if class_stats is not None:
         provide_class_stats(model, cfg.MODEL.LONG_TAIL, class_stats)
     if cfg.MODEL.LONG_TAIL.FAST_TRAINING:
