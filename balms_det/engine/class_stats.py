@@ -98,8 +98,10 @@ def class_stats_in(path: str) -> ClassStats | None:
     """Return the class statistics that a checkpoint on disk carries, or None.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: the checkpoint is missing or cannot be read.
     """
+    if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
+        raise InputError(f"{path}: there is no such checkpoint; {CHECKPOINT_REMEDY}")
     if not path.endswith(".pth") or not os.path.isfile(path):
         return None
     # Memory-mapped, so that only the small part asked for is read; files from before PyTorch 1.6
