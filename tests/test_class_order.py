@@ -16,7 +16,8 @@ from balms_det.runtime.errors import InputError
 
 K = 10
 HEADS = ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads"]
-MASKS = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False]
+SPECIFIC = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False]
+SPECIFIC += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False]
 AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
 
 
@@ -48,10 +49,10 @@ def outputs(model):
     return [predictor.eval()(features) for predictor in predictors]
 
 
-@pytest.mark.parametrize("loss", ["balanced_sigmoid", "softmax", "seesaw", "eqlv2", "loce"])
+@pytest.mark.parametrize("loss", ["balanced_sigmoid", "softmax", "seesaw", "eqlv2", "loce", "bags"])
 @pytest.mark.parametrize("heads", [[], [*HEADS, *AGNOSTIC]], ids=["one stage", "cascade"])
 def test_a_permuted_checkpoint_predicts_the_same_classes(tmp_path, stats, loss, heads):
-    opts = ["MODEL.LONG_TAIL.LOSS.NAME", loss, *MASKS, *heads]
+    opts = ["MODEL.LONG_TAIL.LOSS.NAME", loss, *SPECIFIC, *heads]
     trained = model_of(stats, *opts)
     with EventStorage():
         trained.train()(batch())  # a running state that is not the initial one

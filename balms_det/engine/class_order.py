@@ -62,21 +62,22 @@ def reordered(state: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
 
 
 def _reordered(value: Any, order: list[int], *, dimensions: int) -> Any:
-    """Return a tensor with K, K + 1 (background last) or 4 K entries reordered.
+    """Return a tensor with its classes in another order.
 
     Args:
         value: the tensor.
         order: (K,).
-        dimensions: how many of its first dimensions may count classes.
+        dimensions: how many of its first dimensions may count classes. A dimension of 4 K counts
+            sides of boxes, a smaller one of K or more counts classes, and behind them logits that
+            are of no class: background, objectness, others of a group.
     """
     number = len(order)
-    rows = {
-        number: order,
-        number + 1: [*order, number],
-        4 * number: [4 * index + side for index in order for side in range(4)],
-    }
     for dimension, size in enumerate(value.shape[:dimensions]):
-        if size in rows:
-            index = [slice(None)] * dimension + [rows[size]]
-            value = value[tuple(index)]
+        if size == 4 * number:
+            rows = [4 * index + side for index in order for side in range(4)]
+        elif number <= size < 4 * number:
+            rows = [*order, *range(number, size)]
+        else:
+            continue
+        value = value[(*[slice(None)] * dimension, rows)]
     return value
