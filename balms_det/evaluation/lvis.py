@@ -132,6 +132,16 @@ class LVISEvaluator(DatasetEvaluator):
             self._max_dets = max_dets_per_image or default_cap
         self.reset()
 
+    @property
+    def category_ids(self) -> np.ndarray:
+        """The id in the annotation file of each class of the model, int64 (K,)."""
+        return self._category_ids
+
+    @property
+    def max_detections(self) -> int:
+        """The cap that `max_dets_per_image` sets; only in the main process."""
+        return self._max_dets
+
     def check_masks(self) -> None:
         """Refuse ground truth in which some, and not all, objects lack a mask.
 
