@@ -24,7 +24,7 @@ def fitted_file(cfg: Any, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def fitted_overrides(cfg: Any, overrides: Sequence[str]) -> list[Any]:
+def fitted_overrides(cfg: Any, overrides: Sequence[Any]) -> list[Any]:
     """Return KEY VALUE ... of a command line, with values that fit the types of their keys.
 
     An integer serves for a float, and a plain name, or names with commas between them, for a
@@ -34,7 +34,7 @@ def fitted_overrides(cfg: Any, overrides: Sequence[str]) -> list[Any]:
         InputError: a flag stands among them, or a key has no value.
     """
     for word in overrides:
-        if word.startswith("--"):
+        if isinstance(word, str) and word.startswith("--"):
             raise InputError(
                 f"{word} stands after the first KEY VALUE of the command line; put flags before"
             )
@@ -49,11 +49,13 @@ def fitted_overrides(cfg: Any, overrides: Sequence[str]) -> list[Any]:
     return fitted
 
 
-def _fitted_text(cfg: Any, key: str, value: str) -> Any:
+def _fitted_text(cfg: Any, key: str, value: Any) -> Any:
     try:
         present = value_at(cfg, key)
     except (KeyError, TypeError):
         return value  # yacs tells that there is no such key.
+    if not isinstance(value, str):
+        return _fitted(present, value)
     if isinstance(present, tuple) and value and not value.lstrip().startswith(("(", "[")):
         if all(isinstance(item, str) for item in present):
             return str(tuple(part.strip() for part in value.split(",")))

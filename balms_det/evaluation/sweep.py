@@ -52,9 +52,8 @@ def sweep(
                 "the class statistics do not list; give the statistics of the set that the model "
                 "was trained on"
             )
-        class_indices.append(
-            torch.from_numpy(order[np.searchsorted(ids, prediction.category_ids, sorter=order)])
-        )
+        position = np.searchsorted(ids, prediction.category_ids, sorter=order)
+        class_indices.append(torch.from_numpy(order[position]))
     for strength in strengths:
         rescore = calibration(strength).rescore
         rescored = [
