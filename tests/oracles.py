@@ -208,7 +208,7 @@ def equalization_elements(logits, gt_classes, stats, memory, weights, threshold=
     for row, gt in zip(rows, gt_classes, strict=True):
         for j in range(k):
             e = 1 if gt < k else 0
-            t = 1 if stats.image_counts[j] / stats.num_images < threshold else 0
+            t = 1 if stats.image_counts[j] / stats.num_annotated_images < threshold else 0
             row[j] *= 1 - e * t * (1 - (j == gt))
     return rows
 
@@ -224,7 +224,7 @@ def softmax_equalization_elements(
         for j, x in enumerate(row):
             w = 1
             if j < k and gt < k and j != gt:
-                t = 1 if stats.image_counts[j] / stats.num_images < threshold else 0
+                t = 1 if stats.image_counts[j] / stats.num_annotated_images < threshold else 0
                 w = 1 - (1 if beta is None else beta[i][j]) * t
             denominator += w * math.exp(x)
         rows.append([math.log(denominator) - row[gt]])
@@ -299,6 +299,12 @@ def inverse_frequency_weights(counts):
     """1 / n_j over their mean."""
     inverse = [1 / max(n, 1) for n in counts]
     return [x * len(counts) / sum(inverse) for x in inverse]
+
+
+def with_mean_one_over_instances(weights, counts):
+    """Each instance's weight is listed, and their mean divides the weights."""
+    of_instances = [w for w, n in zip(weights, counts, strict=True) for _ in range(n)]
+    return [w * len(of_instances) / math.fsum(of_instances) for w in weights]
 
 
 def effective_number_weights(counts, beta):

@@ -64,14 +64,15 @@ def test_defaults_are_the_releases_first_stage():
 
 def test_methods_are_deltas_of_their_base():
     base = load("cifar10_lt+softmax")
-    for method, key, value in [
+    loss = "MODEL.LONG_TAIL.LOSS"
+    weights = f"{loss}.CLASS_WEIGHTS"
+    for method, *keys in [
         ("cbs", "SAMPLER", "class_balanced"),
-        ("cbw", "CLASS_WEIGHTS.NAME", "inverse"),
-        ("balanced_softmax", "NAME", "balanced_softmax"),
+        ("cbw", f"{weights}.NAME", "inverse", f"{weights}.NORMALISE", "classes"),
+        ("balanced_softmax", f"{loss}.NAME", "balanced_softmax"),
     ]:
         cfg = load(f"cifar10_lt+{method}", "OUTPUT_DIR", base.OUTPUT_DIR)
-        prefix = "" if key == "SAMPLER" else "MODEL.LONG_TAIL.LOSS."
-        changed = load("cifar10_lt+softmax", f"{prefix}{key}", value)
+        changed = load("cifar10_lt+softmax", *keys)
         assert cfg == changed
 
 

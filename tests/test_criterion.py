@@ -247,6 +247,7 @@ def test_class_weights_agree_with_the_oracle(case, weighting, in_float64):
         if weighting == "inverse"
         else oracles.effective_number_weights(counts, 0.9)
     )
+    row_weights = oracles.with_mean_one_over_instances(row_weights, counts)
     built = criterion_of(case, *WEIGHTS[weighting])
     check_against_oracle(built, CASES[case].oracle, row_weights=row_weights)
 
@@ -262,7 +263,10 @@ def test_federated_classes_agree_with_the_oracle(case, in_float64):
 
 @pytest.mark.parametrize("case", with_independent_classes())
 def test_class_weights_and_federated_classes_compose(case, in_float64):
-    row_weights = oracles.inverse_frequency_weights(class_stats().instance_counts.tolist())
+    counts = class_stats().instance_counts.tolist()
+    row_weights = oracles.with_mean_one_over_instances(
+        oracles.inverse_frequency_weights(counts), counts
+    )
     built = criterion_of(case, *FEDERATED, *WEIGHTS["inverse"])
     check_against_oracle(built, CASES[case].oracle, row_weights=row_weights, num_rows=2)
 

@@ -1,7 +1,8 @@
 """The options of this package that belong to no loss and no calibration, by node.
 
 Paper: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv:2007.10740.
-Slides: Tan, Ren et al., "Balanced Activation for Long-tailed Visual Recognition", LVIS 2020.
+Slides: Ren, Yu, Cai and Zhao, "Balanced Activation for Long-tailed Visual Recognition", LVIS
+    2020; technical report: arXiv:2008.11037.
 Release: the code of the paper's authors.
 """
 

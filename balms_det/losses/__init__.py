@@ -67,6 +67,7 @@ from balms_det.losses.weights import (
     effective_number_weights,
     federated_classes,
     inverse_frequency_weights,
+    normalised_over_instances,
 )
 
 __all__ = [
@@ -122,6 +123,7 @@ __all__ = [
     "inverse_frequency_weights",
     "ldam_loss",
     "ldam_margins",
+    "normalised_over_instances",
     "one_hot_targets",
     "reduce_losses",
     "seesaw_loss",

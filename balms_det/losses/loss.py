@@ -86,8 +86,8 @@ class TrainingClasses:
 
     @property
     def image_freq(self) -> Tensor:
-        """(K,) fraction of the images that contain each class."""
-        return torch.tensor(self.known.image_counts) / max(self.known.num_images, 1)
+        """(K,) fraction of the annotated images that contain each class."""
+        return torch.tensor(self.known.image_counts) / max(self.known.num_annotated_images, 1)
 
 
 class Loss(nn.Module):
