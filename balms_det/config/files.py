@@ -61,7 +61,7 @@ def config_files(name: str) -> list[str]:
         family = base.parents[1] if base.parent.name == "bases" else config_directory()
         path = _find(method, [family / directory for directory in _METHOD_DIRECTORIES])
         if path.parent.name == "second_stages":
-            files[0] = _second_stage_of(base)
+            files[0] = _second_stage_of(base, method)
         files.append(path)
     return [str(path) for path in files]
 
@@ -120,7 +120,11 @@ def _find(name: str, directories: list[Path]) -> Path:
     )
 
 
-def _second_stage_of(base: Path) -> Path:
+def _second_stage_of(base: Path, method: str) -> Path:
+    """Return the second stage beside a base: the method's own where it has one."""
+    own = base.with_name(f"{base.stem}{_STAGE_2}_{Path(method).stem}.yaml")
+    if own.is_file():
+        return own
     path = base.with_name(f"{base.stem}{_STAGE_2}.yaml")
     if not path.is_file():
         raise InputError(f"{base}: there is no second stage beside it; add {path.name}")
