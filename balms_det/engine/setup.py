@@ -8,6 +8,7 @@ from detectron2.engine import default_argument_parser
 
 from balms_det.config import add_balms_config, merge_config_files
 from balms_det.config.checks import merge_config
+from balms_det.config.effects import warn_of_keys_without_effect
 from balms_det.data import register_dataset
 from balms_det.engine.validate import validate_config
 
@@ -53,6 +54,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
     validate_config(cfg)
+    warn_of_keys_without_effect(cfg)
     for name, json_file, image_root in args.dataset:
         register_dataset(name, json_file, image_root)
     return cfg
