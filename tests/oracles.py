@@ -134,6 +134,31 @@ def norcal(probs, counts, gamma, normalise):
     return rows
 
 
+def fracal_softmax(logits, frequencies, dimensions, power=2.0):
+    """FRACAL, arXiv:2410.11774: logits less log10(K p), the softmax over D^lambda, normalised."""
+    k = len(frequencies)
+    rows = []
+    for row in logits.tolist():
+        shifted = [z - math.log10(k * p) for z, p in zip(row, frequencies, strict=False)] + row[k:]
+        exponentials = [math.exp(z) for z in shifted]
+        spread = [e / d**power for e, d in zip(exponentials, [*dimensions, 1.0], strict=True)]
+        rows.append([e / sum(spread) for e in spread])
+    return rows
+
+
+def fracal_sigmoid(logits, frequencies, dimensions, power=2.0):
+    """Its form for sigmoids, of the authors' code: the product of two sigmoids."""
+    k = len(frequencies)
+    spread = [d**power / sum(e**power for e in dimensions) for d in dimensions]
+    return [
+        [
+            sigmoid(z) * sigmoid(z - math.log10(k * p) - math.log10(k * w))
+            for z, p, w in zip(row, frequencies, spread, strict=True)
+        ]
+        for row in logits.tolist()
+    ]
+
+
 # The loss of every criterion, element by element: rows of the classes' elements for a loss that
 # treats each class by itself, rows of one element for others. `memory` is what a loss remembers, by
 # the name of the criterion's buffer; an oracle with a memory fills and changes it by itself.

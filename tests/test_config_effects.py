@@ -37,6 +37,8 @@ def load(name, *opts):
         ("softmax", "LOSS.CLASS_WEIGHTS.NORMALISE", "classes"),
         ("softmax", "LOSS.CLASS_WEIGHTS.START_ITER", 10),
         ("softmax", "COSINE_TEMPERATURE", 30.0),
+        ("softmax", "CALIBRATION.STRENGTH", 0.5),
+        ("softmax", "CALIBRATION.FRACTAL_POWER", 1.0),
     ],
 )
 def test_a_key_that_the_method_does_not_read_is_named_in_one_warning(caplog, loss, key, value):
@@ -54,6 +56,8 @@ def test_a_key_that_the_method_does_not_read_is_named_in_one_warning(caplog, los
         ("LOSS.NAME", "softmax", "LOSS.TAIL_THRESHOLD", 0.1),
         ("CLASSIFIER", "cosine", "COSINE_TEMPERATURE", 30.0),
         ("MASK_CLASSIFIER", "cosine", "COSINE_TEMPERATURE", 30.0),
+        ("CALIBRATION.NAME", "fracal", "CALIBRATION.FRACTAL_POWER", 1.0),
+        ("CALIBRATION.NAME", "norcal", "CALIBRATION.STRENGTH", 0.5),
         ("LOSS.CLASS_WEIGHTS.NAME", "inverse", "LOSS.CLASS_WEIGHTS.START_ITER", 5),
     ],
 )

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import torch
 
-from balms_det.calibration import Calibration
+from balms_det.calibration import Calibration, calibration_from_stats
 from balms_det.data import check_registered
 from balms_det.engine import add_dataset_argument, load_config, resolve_class_stats
 from balms_det.evaluation import (
@@ -47,7 +46,7 @@ from balms_det.losses.criterion import activation_of
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.errors import InputError
 
-SYMBOLS = {"logit_adjustment": "tau", "norcal": "gamma"}
+SYMBOLS = {"logit_adjustment": "tau", "norcal": "gamma", "fracal": "strength"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -143,7 +142,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--strengths has {min(args.strengths)}; give values of 0 or more")
     split = split_of(args, cfg)
     stats = resolve_class_stats(cfg.MODEL.LONG_TAIL.STATS_FILE or cfg.MODEL.WEIGHTS)
-    counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     exclusive = activation_of(long_tail, stats.num_classes).exclusive
     exact = not exclusive and cfg.MODEL.ROI_HEADS.NAME == "LongTailROIHeads"
 
@@ -159,7 +157,14 @@ def main(argv: list[str] | None = None) -> None:
     warn_of_full_images(predictions, cfg.TEST.DETECTIONS_PER_IMAGE)
 
     def calibration(strength: float) -> Calibration:
-        return Calibration(args.method, strength, counts, exclusive=exclusive)
+        return calibration_from_stats(
+            args.method,
+            strength,
+            stats,
+            long_tail.COUNT_BY,
+            exclusive=exclusive,
+            fractal_power=long_tail.CALIBRATION.FRACTAL_POWER,
+        )
 
     records = []
     symbol = SYMBOLS[args.method]

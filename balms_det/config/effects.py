@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from balms_det.calibration import CalibrationOptions
 from balms_det.config.nodes import LongTailOptions
 from balms_det.losses.criterion import CriterionOptions
 from balms_det.losses.registry import all_options, loss_named
@@ -49,6 +50,14 @@ def _without_effect(cfg: Any) -> Iterator[str]:
     if long_tail.LOSS.CLASS_WEIGHTS.NAME in ("none", "learned"):
         keys = {"CLASS_WEIGHTS.NORMALISE", "CLASS_WEIGHTS.START_ITER"}
         yield from _changed(cfg, _LOSS, ClassWeightsOptions, only=keys)
+    calibration = long_tail.get("CALIBRATION", {}).get("NAME")
+    if calibration == "none":
+        yield from _changed(
+            cfg, "MODEL.LONG_TAIL", CalibrationOptions, only={"CALIBRATION.STRENGTH"}
+        )
+    if calibration not in (None, "fracal"):
+        keys = {"CALIBRATION.FRACTAL_POWER"}
+        yield from _changed(cfg, "MODEL.LONG_TAIL", CalibrationOptions, only=keys)
     if "cosine" not in (long_tail.CLASSIFIER, long_tail.get("MASK_CLASSIFIER")):
         yield from _changed(cfg, "MODEL.LONG_TAIL", LongTailOptions, only={"COSINE_TEMPERATURE"})
 
