@@ -159,6 +159,15 @@ def fracal_sigmoid(logits, frequencies, dimensions, power=2.0):
     ]
 
 
+def normalised_logits(logits, means, deviations):
+    """LogN, arXiv:2203.17020: each logit less its mean above the least, over its deviation."""
+    least = min(means)
+    return [
+        [(z - (m - least)) / s for z, m, s in zip(row, means, deviations, strict=True)]
+        for row in logits.tolist()
+    ]
+
+
 # The loss of every criterion, element by element: rows of the classes' elements for a loss that
 # treats each class by itself, rows of one element for others. `memory` is what a loss remembers, by
 # the name of the criterion's buffer; an oracle with a memory fills and changes it by itself.

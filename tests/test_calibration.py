@@ -15,6 +15,7 @@ from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import (
     CALIBRATIONS,
     Calibration,
+    LogitStats,
     calibration_from_stats,
     fracal_weights,
     logit_adjustment_weights,
@@ -300,8 +301,18 @@ def predictor(tmp_path):
     return build
 
 
+@pytest.fixture(autouse=True)
+def logit_stats(tmp_path, monkeypatch):
+    """What the calibration "logn" reads, in the directory that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    stats = LogitStats(torch.linspace(-6, -1, K).double(), torch.linspace(0.5, 2, K).double(), 99)
+    stats.save("logit_stats.json")
+    return stats
+
+
 def posthoc(name, strength):
     return [
+        *(["MODEL.LONG_TAIL.CALIBRATION.LOGIT_STATS", "logit_stats.json"] * (name == "logn")),
         "MODEL.LONG_TAIL.CALIBRATION.NAME",
         name,
         "MODEL.LONG_TAIL.CALIBRATION.STRENGTH",

@@ -20,7 +20,14 @@ from balms_det.calibration.calibration import (
     reweight_exclusive,
     reweight_odds,
 )
-from balms_det.calibration.logits import tau_normalized_logits
+from balms_det.calibration.logit_stats import LogitMoments, LogitStats
+from balms_det.calibration.logits import (
+    LogitNormalisation,
+    TauNormalisation,
+    build_logit_calibration,
+    normalized_logits,
+    tau_normalized_logits,
+)
 from balms_det.calibration.options import CALIBRATIONS, CalibrationOptions
 from balms_det.calibration.weights import (
     fracal_weights,
@@ -32,11 +39,17 @@ __all__ = [
     "CALIBRATIONS",
     "Calibration",
     "CalibrationOptions",
+    "LogitMoments",
+    "LogitNormalisation",
+    "LogitStats",
+    "TauNormalisation",
     "build_calibration",
+    "build_logit_calibration",
     "calibration_from_stats",
     "fracal_weights",
     "logit_adjustment_weights",
     "norcal_weights",
+    "normalized_logits",
     "reweight_exclusive",
     "reweight_odds",
     "tau_normalized_logits",

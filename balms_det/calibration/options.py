@@ -11,6 +11,7 @@ CALIBRATIONS = {
     "norcal": True,
     "fracal": True,
     "tau_norm": False,
+    "logn": False,
 }
 
 
@@ -23,7 +24,7 @@ class CalibrationOptions(Options):
         "none",
         '"none", "logit_adjustment" (arXiv:2007.07314), "norcal" (arXiv:2107.02170, whose authors '
         'count images: COUNT_BY "images"), "fracal" (arXiv:2410.11774, whose authors count images '
-        'too) or "tau_norm" (arXiv:1910.09217).',
+        'too), "tau_norm" (arXiv:1910.09217) or "logn" (arXiv:2203.17020).',
         allowed=Choices(CALIBRATIONS),
     )
     strength: float = option(
@@ -31,7 +32,7 @@ class CalibrationOptions(Options):
         1.0,
         "tau of logit adjustment (paper: 1), gamma of NorCal or tau of tau-normalisation (papers: "
         "tuned on held-out data, as `balms-det calibrate` does), or a factor on FRACAL's "
-        "correction (paper: 1). 0 changes nothing.",
+        "or LogN's correction (papers: 1). 0 changes nothing.",
         allowed=AT_LEAST_0,
     )
     fractal_power: float = option(
@@ -40,4 +41,10 @@ class CalibrationOptions(Options):
         "lambda of FRACAL: exponent of the box-counting dimensions.",
         allowed=AT_LEAST_0,
         source="authors' code of arXiv:2410.11774",
+    )
+    logit_stats: str = option(
+        "CALIBRATION.LOGIT_STATS",
+        "",
+        "Statistics of the detector's logits, which LogN needs: a file that `balms-det "
+        "logit-stats` wrote.",
     )

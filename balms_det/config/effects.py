@@ -58,6 +58,9 @@ def _without_effect(cfg: Any) -> Iterator[str]:
     if calibration not in (None, "fracal"):
         keys = {"CALIBRATION.FRACTAL_POWER"}
         yield from _changed(cfg, "MODEL.LONG_TAIL", CalibrationOptions, only=keys)
+    if calibration not in (None, "logn"):
+        keys = {"CALIBRATION.LOGIT_STATS"}
+        yield from _changed(cfg, "MODEL.LONG_TAIL", CalibrationOptions, only=keys)
     if "cosine" not in (long_tail.CLASSIFIER, long_tail.get("MASK_CLASSIFIER")):
         yield from _changed(cfg, "MODEL.LONG_TAIL", LongTailOptions, only={"COSINE_TEMPERATURE"})
 

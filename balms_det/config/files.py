@@ -69,9 +69,9 @@ def config_files(name: str) -> list[str]:
 def merge_config_files(cfg: Any, name: str, **where: str) -> None:
     """Merge the files that a configuration's name stands for into `cfg`.
 
-    ``{BASE}`` in MODEL.WEIGHTS becomes the name of the base, the first of the joined names or of
-    the list under ``_BASE_``: a second stage starts from the first stage on the same base. Files
-    are read as plain data: YAML tags that run Python are refused.
+    ``{BASE}`` in MODEL.WEIGHTS and CALIBRATION.LOGIT_STATS becomes the name of the base, the first
+    of the joined names or of the list under ``_BASE_``: a second stage starts from the first stage
+    on the same base. Files are read as plain data: YAML tags that run Python are refused.
 
     Args:
         cfg: a CfgNode with all keys.
@@ -87,6 +87,10 @@ def merge_config_files(cfg: Any, name: str, **where: str) -> None:
         merge_config(cfg, partial(cfg.merge_from_file, path, allow_unsafe=False), path, **where)
         base = first_base(path) if index == 0 else _parts(name)[0]
         cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(base).stem)
+        calibration = cfg.MODEL.LONG_TAIL.get("CALIBRATION")  # A classifier has none.
+        if calibration is not None:
+            path = calibration.LOGIT_STATS.replace("{BASE}", Path(base).stem)
+            calibration.LOGIT_STATS = path
 
 
 def run_name(name: str) -> str:
