@@ -319,6 +319,98 @@ def seesaw_elements(
     return rows
 
 
+def move_confusion(logits, gt_classes, memory, k, score, normalise, momentum=0.99):
+    """The running confusion of PCB, arXiv:2201.02784: row y is the mean score on objects of y."""
+    confusion = memory.setdefault("confusion", [[0.0] * k for _ in range(k)])
+    rows = memory.setdefault("confusion_rows", [0] * k)
+    for y in range(k):
+        scores = [score(row[:k]) for row, gt in zip(logits, gt_classes, strict=True) if gt == y]
+        if not scores:
+            continue
+        for j in range(k):
+            mean = math.fsum(row[j] for row in scores) / len(scores)
+            confusion[y][j] = momentum * confusion[y][j] + (1 - momentum) * mean
+        if normalise:
+            total = math.fsum(confusion[y])
+            confusion[y] = [x / total for x in confusion[y]]
+        rows[y] += len(scores)
+    return confusion, rows
+
+
+def softmax_of(row):
+    return [math.exp(x) for x in row_log_softmax(row)]
+
+
+def pairwise_softmax_elements(logits, gt_classes, stats, memory, weights, alpha=0.4):
+    k = len(stats.image_counts)
+    confusion, seen = move_confusion(logits, gt_classes, memory, k, softmax_of, True)
+    rows = []
+    for row, gt in zip(logits, gt_classes, strict=True):
+        log_probs = row_log_softmax(row)
+        loss = -log_probs[gt]
+        if gt < k and min(seen) > 0:
+            total = math.fsum(confusion[i][gt] for i in range(k))
+            soft = -math.fsum(confusion[j][gt] / total * log_probs[j] for j in range(k))
+            loss = (1 - alpha) * loss + alpha * soft
+        rows.append([loss])
+    return rows
+
+
+def pairwise_seesaw_elements(logits, gt_classes, stats, memory, weights, alpha=0.4, **options):
+    """A soft target is a share of the loss for each class, with the factors of the true one."""
+    k = len(stats.image_counts)
+    confusion, seen = move_confusion(logits, gt_classes, memory, k, softmax_of, True)
+    rows = seesaw_elements(logits, gt_classes, stats, memory, weights, **options)
+    samples = memory["class_samples"]
+    for elements, row, gt in zip(rows, logits, gt_classes, strict=True):
+        if gt == k or min(seen) == 0:
+            continue
+        classes = row[:k] if options.get("objectness", True) else row
+        probs = softmax_of(classes)
+        shifted = []
+        for j, x in enumerate(classes):
+            factor = 1.0
+            if j < k and j != gt:
+                factor = min(1, max(samples[j], 1) / max(samples[gt], 1)) ** 0.8
+                factor *= max(1, probs[j] / max(probs[gt], 0.01)) ** 2
+            shifted.append(x + math.log(factor))
+        log_probs = row_log_softmax(shifted)
+        total = math.fsum(confusion[i][gt] for i in range(k))
+        soft = -math.fsum(confusion[j][gt] / total * log_probs[j] for j in range(k))
+        elements[0] += alpha * (soft + log_probs[gt])
+    return rows
+
+
+def pairwise_eqlv2_elements(
+    logits, gt_classes, stats, memory, weights, share=0.4, gamma=12.0, mu=0.8, alpha=4.0
+):
+    k = len(stats.image_counts)
+    pos = memory.setdefault("pos_grads", [0.0] * k)
+    neg = memory.setdefault("neg_grads", [0.0] * k)
+    confusion = [list(row) for row in memory.setdefault("confusion", [[0.0] * k] * k)]
+    seen = list(memory.setdefault("confusion_rows", [0] * k))
+    memory["confusion"] = [list(row) for row in confusion]
+    ratio = [p / (n + 1e-10) if n > 0 else 100.0 for p, n in zip(pos, neg, strict=True)]
+    neg_weight = [*(sigmoid(gamma * (g - mu)) for g in ratio), 1.0]
+    rows = []
+    for i, (row, gt) in enumerate(zip(logits, gt_classes, strict=True)):
+        elements = []
+        for j, x in enumerate(row):
+            target = float(j == gt)
+            if gt < k and min(seen) > 0:
+                target = (1 - share) * target + share * (confusion[j][gt] if j < k else 0)
+            w = (1 + alpha * (1 - neg_weight[j])) * target + neg_weight[j] * (1 - target)
+            bce = target * binary_cross_entropy(x, True)
+            elements.append(w * (bce + (1 - target) * binary_cross_entropy(x, False)))
+            if j < k:
+                gradient = (weights[i][j] if weights else 1) * w * abs(sigmoid(x) - target)
+                pos[j] += gradient * target
+                neg[j] += gradient * (1 - target)
+        rows.append(elements)
+    move_confusion(logits, gt_classes, memory, k, lambda row: [sigmoid(x) for x in row], False)
+    return rows
+
+
 def plain_softmax_with_objectness_elements(logits, gt_classes, stats, memory, weights):
     """Seesaw without its factors."""
     k = len(stats.image_counts)

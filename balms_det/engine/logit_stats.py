@@ -53,7 +53,7 @@ def collect_logit_stats(cfg: Any, model: nn.Module) -> LogitStats:
 
 def _training_features(cfg: Any, model: nn.Module) -> Iterator[Tensor]:
     """Yield the (R, D) features that the batches of one epoch give to the classifier."""
-    dataset = load_train_dataset(cfg)
+    dataset: Any = load_train_dataset(cfg)
     num_batches = -(-len(dataset) // cfg.SOLVER.IMS_PER_BATCH)
     loader: Iterable[list[dict[str, Any]]]
     is_cached = bool(cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE)

@@ -56,12 +56,14 @@ class TrainingClasses:
         stats: class statistics of the training set, or None where they are unknown.
         count_by: what n_j counts, "instances" or "images".
         logit_scale: factor that a cosine classifier puts on its cosines; 1 for a linear one.
+        iteration: returns the iteration that training has come to; None where nothing is deferred.
     """
 
     num_classes: int
     stats: ClassStats | None
     count_by: CountBy = "instances"
     logit_scale: float = 1.0
+    iteration: Callable[[], int] | None = None
 
     @property
     def known(self) -> ClassStats:
