@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 from torch.nn import functional as F
 
 from balms_det import losses
@@ -54,6 +55,13 @@ def test_tail_classes_are_a_fraction_of_the_annotated_images(name):
     stats = class_stats([10, 9, 500], [10, 9, 500], num_images=1000, num_annotated_images=900)
     built = criterion(stats, "NAME", name, "TAIL_THRESHOLD", 0.011)
     assert built.loss.is_tail.tolist() == [False, True, False]
+
+
+def test_tail_of_lvis_v1_is_the_authors():
+    """815 classes; over all images, of which 782 have no annotation, there would be 817."""
+    counts = [record["image_count"] for record in LVIS_CATEGORY_IMAGE_COUNT]
+    stats = class_stats(counts, counts, num_images=100_170, num_annotated_images=99_388)
+    assert criterion(stats, "NAME", "eql").loss.is_tail.sum() == 815
 
 
 WEIGHTINGS = [("inverse",), ("effective_number", "CLASS_WEIGHTS.BETA", 0.999)]
