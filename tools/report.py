@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="OUTPUT_DIR|RUN.json")
     parser.add_argument("--keys", action="store_true", help="the reference of configuration keys")
+    parser.add_argument(
+        "--combinations", action="store_true", help="the table of which methods go together"
+    )
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
     parser.add_argument("--operations", action="store_true", help="tables by operation instead")
@@ -113,6 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.into:
             parser.error("--keys needs --into DOCUMENT.md")
         markdown.update_blocks(args.into, {"keys": key_reference()})
+        return
+    if args.combinations:
+        if not args.into:
+            parser.error("--combinations needs --into DOCUMENT.md")
+        from lab import combinations  # It imports Detectron2, which takes seconds.
+
+        outcomes = combinations.outcome_table(combinations.try_all())
+        markdown.update_blocks(args.into, {"combinations": outcomes})
         return
     if not args.runs:
         parser.error("no run is given: name the OUTPUT_DIR of a run, or a stored run")
