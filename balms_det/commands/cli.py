@@ -20,6 +20,7 @@ COMMANDS = {
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
     "classify": "train and test a classifier on a long tail",
     "make-glyphs": "generate a long-tailed data set; nothing is downloaded",
+    "methods": "list the methods with paper, formula, needs and published number",
     "keys": "explain the configuration keys",
     "install-detectron2": "install Detectron2 where there is none",
 }
