@@ -48,6 +48,13 @@ def test_a_key_that_the_method_does_not_read_is_named_in_one_warning(caplog, los
     assert f"{LONG_TAIL}.{key}" in record.getMessage() and repr(loss) in record.getMessage()
 
 
+def test_pasting_has_no_effect_on_cached_features():
+    cache = (f"{LONG_TAIL}.DECOUPLE.ENABLED", True, f"{LONG_TAIL}.DECOUPLE.FEATURE_CACHE", "cache")
+    cfg = load("lvis_r50+copy_paste", "MODEL.WEIGHTS", "first.pth", *cache)
+    keys = ["INPUT.COPY_PASTE.PROB", "INPUT.COPY_PASTE.RARE_PROB"]
+    assert keys_without_effect(cfg) == keys
+
+
 @pytest.mark.parametrize(
     "opts",
     [

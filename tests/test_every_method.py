@@ -148,6 +148,8 @@ def test_every_configuration(glyphs, tmp_path, name):
         # Trained batch norm, because frozen statistics of no training make the loss explode.
         scratch = ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
         batch = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"]
+        if "copy_paste" in name:
+            opts = ["INPUT.LARGE_SCALE_JITTER.SIZE", "64", *opts]
         opts = [*map(str, DATA), *scratch, *batch, *opts]
         return load_config(argparse.Namespace(config_file=name, opts=opts, dataset=[]))
 

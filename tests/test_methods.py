@@ -57,6 +57,7 @@ def test_needs_are_those_of_the_composed_configuration(method):
         (first,) = re.findall(r"second stage on `(\w+)`", needs)
         assert cfg.MODEL.WEIGHTS == f"output/lvis_r50_{first}/model_final.pth"
         assert first in BY_NAME
+    assert ("bit masks" in needs) == (cfg.INPUT.COPY_PASTE.PROB > 0)
     assert ("plain SGD" in needs) == (method.name in ("balms", "balms_reweight"))
 
 

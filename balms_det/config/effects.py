@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from balms_det.calibration import CalibrationOptions
+from balms_det.config.inputs import CopyPasteOptions
 from balms_det.config.nodes import LongTailOptions
 from balms_det.losses.criterion import CriterionOptions
 from balms_det.losses.registry import all_options, loss_named
@@ -61,6 +62,8 @@ def _without_effect(cfg: Any) -> Iterator[str]:
     if calibration not in (None, "logn"):
         keys = {"CALIBRATION.LOGIT_STATS"}
         yield from _changed(cfg, "MODEL.LONG_TAIL", CalibrationOptions, only=keys)
+    if long_tail.DECOUPLE.get("FEATURE_CACHE"):  # Pasting would need the images.
+        yield from _changed(cfg, "INPUT", CopyPasteOptions)
     if "cosine" not in (long_tail.CLASSIFIER, long_tail.get("MASK_CLASSIFIER")):
         yield from _changed(cfg, "MODEL.LONG_TAIL", LongTailOptions, only={"COSINE_TEMPERATURE"})
 

@@ -85,6 +85,13 @@ METHODS = (
         f"{_SOFTMAX}; repeat factors of sqrt(f_j g_j), g_j the fraction of annotations of class j",
     ),
     Method(
+        "copy_paste",
+        "softmax, Copy-Paste of rare classes, large-scale jitter",
+        "2012.07177",
+        f"{_SOFTMAX}; objects of a second image, drawn for a rare class half of the time, are "
+        "pasted onto each image",
+    ),
+    Method(
         "crt",
         "cRT: softmax, classifier trained anew (second stage)",
         _KANG,

@@ -35,6 +35,8 @@ def method_needs(method: Method) -> list[str]:
         or content.get("DATALOADER", {}).get("SAMPLER_TRAIN") == "MetaTrainingSampler"
     ):
         needs.append("plain SGD in single precision")
+    if content.get("INPUT", {}).get("COPY_PASTE", {}).get("PROB"):
+        needs.append("bit masks, and a second image to read for each")
     return needs
 
 

@@ -8,13 +8,13 @@ from balms_det.data.catalog import (
 )
 from balms_det.data.dataset_dicts import load_dataset_dicts
 from balms_det.data.loader import (
-    LongTailDatasetMapper,
     build_test_loader,
     build_train_loader,
     load_train_dataset,
     meta_sampler_of,
     with_index,
 )
+from balms_det.data.mapper import LongTailDatasetMapper
 from balms_det.data.samplers import DETECTRON2_SAMPLERS, SAMPLERS, MetaTrainingSampler
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -16,12 +15,14 @@ from detectron2.data import (
 )
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.common import AspectRatioGroupedDataset
-from detectron2.data.detection_utils import SizeMismatchError, check_metadata_consistency
+from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
+from balms_det.data.copy_paste import CopyPaste
+from balms_det.data.mapper import LongTailDatasetMapper
 from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
 from balms_det.runtime.errors import InputError
 
@@ -29,29 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Detectron2's that load the data sets by themselves, each by its name.
 _SAMPLERS_THAT_LOAD = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
-
-
-class LongTailDatasetMapper(DatasetMapper):
-    """Detectron2's mapper; a image or mask that cannot be used is an InputError naming it."""
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        file_name = dataset_dict["file_name"]
-        remedy = "repair or remove it; `balms-det check` lists every such file of a data set"
-        try:
-            return super().__call__(dataset_dict)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{file_name}: there is no such image; check the image root; {remedy}"
-            ) from error
-        except OSError as error:  # Pillow's, for what it cannot decode
-            raise InputError(
-                f"{file_name}: the image cannot be read ({error}); {remedy}"
-            ) from error
-        except SizeMismatchError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{file_name}: the image is not of the size in its annotations ({reason}); {remedy}"
-            ) from error
 
 
 class IndexedDataset(Dataset[dict[str, Any]]):
@@ -104,19 +82,40 @@ def build_train_loader(
         mapper: from one of its dictionaries to what a batch lists; None for images with instances.
         sampler: with rates that are learned already; None for a new one.
     """
+    pastes = mapper is None and cfg.INPUT.COPY_PASTE.PROB > 0
     if mapper is None:
         mapper = LongTailDatasetMapper(cfg, is_train=True)
     if dataset is None:
         if cfg.DATALOADER.SAMPLER_TRAIN in _SAMPLERS_THAT_LOAD:
+            if pastes:
+                mapper = _copy_paste(cfg, mapper, load_train_dataset(cfg))
             with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
                 return build_detection_train_loader(cfg, mapper=mapper)
         dataset = load_train_dataset(cfg)
         if cfg.DATALOADER.SAMPLER_TRAIN == "MetaTrainingSampler":
             dataset = with_index(dataset)
+    if pastes:
+        mapper = _copy_paste(cfg, mapper, dataset)
     chosen = build_train_sampler(cfg, dataset) if sampler is None else sampler
     if isinstance(chosen, MetaTrainingSampler):
         return _drawn_in_this_process(cfg, dataset, mapper, chosen)
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=chosen)
+
+
+def _copy_paste(cfg: Any, mapper: Callable[[dict[str, Any]], Any], dataset: Any) -> CopyPaste:
+    """Return a mapper that also pastes, as INPUT.COPY_PASTE says.
+
+    Raises:
+        InputError: the objects have no bit masks.
+    """
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise InputError(
+            f"INPUT.COPY_PASTE.PROB is {cfg.INPUT.COPY_PASTE.PROB}, which needs bit masks, but "
+            f"MODEL.MASK_ON is {cfg.MODEL.MASK_ON} and INPUT.MASK_FORMAT is "
+            f"{cfg.INPUT.MASK_FORMAT!r}; set them to True and 'bitmask'"
+        )
+    options = cfg.INPUT.COPY_PASTE
+    return CopyPaste(mapper, dataset, prob=options.PROB, rare_prob=options.RARE_PROB)
 
 
 def meta_sampler_of(loader: Any) -> MetaTrainingSampler | None:
