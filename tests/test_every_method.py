@@ -105,6 +105,7 @@ def test_every_loss(glyphs, tmp_path, name):
         [f"{LOSS}.NAME", "seesaw", f"{LOSS}.SEESAW.OBJECTNESS", True],
         ["MODEL.LONG_TAIL.CLASSIFIER", "cosine", "MODEL.LONG_TAIL.MASK_CLASSIFIER", "cosine"],
         ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads"],
+        ["INPUT.COPY_PASTE.PROB", 1.0, "INPUT.LARGE_SCALE_JITTER.SIZE", 64],
         *(
             ["MODEL.LONG_TAIL.CALIBRATION.NAME", name]
             for name in CALIBRATIONS

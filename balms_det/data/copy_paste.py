@@ -104,46 +104,68 @@ def paste(target: Record, source: Record, chosen: Tensor) -> Record:
         A dictionary like `target`, with a new "image" and new "instances".
     """
     height, width = target["image"].shape[1:]
-    masks = _masks(source)[chosen]
+    masks = _masks(source)
     rows, columns = (min(a, b) for a, b in zip((height, width), masks.shape[1:], strict=True))
-    pasted = masks.new_zeros(len(masks), height, width)
-    pasted[:, :rows, :columns] = masks[:, :rows, :columns]
-    visible = pasted.flatten(1).any(dim=1)
-    pasted, chosen = pasted[visible], chosen[visible]
+    pasted = masks.new_zeros(len(chosen), height, width)
+    for over, index in zip(pasted, chosen.tolist(), strict=True):
+        over[:rows, :columns] = masks[index, :rows, :columns]
+    boxes, visible = _extents(pasted)
+    pasted, boxes, chosen = pasted[visible], boxes[visible], chosen[visible]
     if not len(pasted):
         return target
-    on_top = pasted.any(dim=0)
+    x1, y1 = boxes[:, :2].amin(dim=0).int().tolist()
+    x2, y2 = boxes[:, 2:].amax(dim=0).int().tolist()
+    # Nothing outside of this window changes.
+    window = (slice(y1, y2), slice(x1, x2))
+    on_top = pasted[:, *window].any(dim=0)
     image = target["image"].clone()
-    part = on_top[:rows, :columns]
-    image[:, :rows, :columns] = torch.where(
-        part, source["image"][:, :rows, :columns], image[:, :rows, :columns]
-    )
-    below = _hidden_by(target, on_top)
-    boxes = BitMasks(pasted).get_bounding_boxes()
+    image[:, *window] = torch.where(on_top, source["image"][:, *window], image[:, *window])
+    below = target["instances"]
+    left, left_boxes, kept = _hidden_by(target, on_top, window)
     instances = Instances(
         (height, width),
-        gt_boxes=Boxes(torch.cat([below.gt_boxes.tensor, boxes.tensor])),
-        gt_classes=torch.cat([below.gt_classes, source["instances"].gt_classes[chosen]]),
-        gt_masks=BitMasks(torch.cat([below.gt_masks.tensor, pasted])),
+        gt_boxes=Boxes(torch.cat([left_boxes[kept], boxes.to(left_boxes)])),
+        gt_classes=torch.cat([below.gt_classes[kept], source["instances"].gt_classes[chosen]]),
+        gt_masks=BitMasks(torch.stack([*(left[i] for i in kept.tolist()), *pasted])),
     )
     return {**target, "image": image, "instances": instances}
 
 
-def _hidden_by(target: Record, on_top: Tensor) -> Instances:
-    """Return the objects of an image of which something is left below (H, W) `on_top`."""
-    instances, masks = target["instances"], _masks(target)
-    left = masks & ~on_top
-    changed = (left != masks).flatten(1).any(dim=1)
-    boxes = instances.gt_boxes.tensor.clone()
-    if changed.any():
-        boxes[changed] = BitMasks(left[changed]).get_bounding_boxes().tensor.to(boxes)
-    kept = left.flatten(1).any(dim=1)
-    return Instances(
-        instances.image_size,
-        gt_boxes=Boxes(boxes[kept]),
-        gt_classes=instances.gt_classes[kept],
-        gt_masks=BitMasks(left[kept]),
-    )
+def _hidden_by(
+    target: Record, on_top: Tensor, window: tuple[slice, slice]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return what is left of an image's objects below `on_top` in a window.
+
+    Returns:
+        The N masks, their (N, 4) boxes, and the indices of those that are not empty.
+    """
+    left = list(_masks(target))
+    boxes = target["instances"].gt_boxes.tensor.clone()
+    kept = torch.ones(len(left), dtype=torch.bool)
+    for index, mask in enumerate(left):
+        if (mask[window] & on_top).any():
+            left[index] = mask.clone()
+            left[index][window] &= ~on_top
+            tight, visible = _extents(left[index][None])
+            boxes[index], kept[index] = tight[0].to(boxes), visible[0]
+    return left, boxes, kept.nonzero()[:, 0]
+
+
+def _extents(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (N, 4) tight boxes of (N, H, W) masks, zeros for empty ones, and which have any.
+
+    As Detectron2's ``BitMasks.get_bounding_boxes``, with NumPy, which is several times faster here.
+    """
+    boxes = torch.zeros(len(masks), 4)
+    visible = torch.zeros(len(masks), dtype=torch.bool)
+    for index, mask in enumerate(masks.numpy()):
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows):
+            columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+            edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            boxes[index] = torch.tensor(edges, dtype=torch.float32)
+            visible[index] = True
+    return boxes, visible
 
 
 def _masks(mapped: Record) -> Tensor:
