@@ -121,7 +121,7 @@ def initial_rate_logits(class_counts: Tensor, power: float = 0.0) -> Tensor:
 
     Args:
         class_counts: (K,) training counts; zeros are clamped to one.
-        power: 0 or more. Release: 0, on Places-LT 0.3.
+        power: 0 or more. Release: 0, on ImageNet-LT 0.1, on Places-LT 0.3.
 
     Returns:
         (K,) float64.

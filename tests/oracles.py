@@ -134,6 +134,40 @@ def norcal(probs, counts, gamma, normalise):
     return rows
 
 
+def fracal_softmax(logits, frequencies, dimensions, power=2.0):
+    """FRACAL, arXiv:2410.11774: logits less log10(K p), the softmax over D^lambda, normalised."""
+    k = len(frequencies)
+    rows = []
+    for row in logits.tolist():
+        shifted = [z - math.log10(k * p) for z, p in zip(row, frequencies, strict=False)] + row[k:]
+        exponentials = [math.exp(z) for z in shifted]
+        spread = [e / d**power for e, d in zip(exponentials, [*dimensions, 1.0], strict=True)]
+        rows.append([e / sum(spread) for e in spread])
+    return rows
+
+
+def fracal_sigmoid(logits, frequencies, dimensions, power=2.0):
+    """Its form for sigmoids, of the authors' code: the product of two sigmoids."""
+    k = len(frequencies)
+    spread = [d**power / sum(e**power for e in dimensions) for d in dimensions]
+    return [
+        [
+            sigmoid(z) * sigmoid(z - math.log10(k * p) - math.log10(k * w))
+            for z, p, w in zip(row, frequencies, spread, strict=True)
+        ]
+        for row in logits.tolist()
+    ]
+
+
+def normalised_logits(logits, means, deviations):
+    """LogN, arXiv:2203.17020: each logit less its mean above the least, over its deviation."""
+    least = min(means)
+    return [
+        [(z - (m - least)) / s for z, m, s in zip(row, means, deviations, strict=True)]
+        for row in logits.tolist()
+    ]
+
+
 # The loss of every criterion, element by element: rows of the classes' elements for a loss that
 # treats each class by itself, rows of one element for others. `memory` is what a loss remembers, by
 # the name of the criterion's buffer; an oracle with a memory fills and changes it by itself.
@@ -208,7 +242,7 @@ def equalization_elements(logits, gt_classes, stats, memory, weights, threshold=
     for row, gt in zip(rows, gt_classes, strict=True):
         for j in range(k):
             e = 1 if gt < k else 0
-            t = 1 if stats.image_counts[j] / stats.num_images < threshold else 0
+            t = 1 if stats.image_counts[j] / stats.num_annotated_images < threshold else 0
             row[j] *= 1 - e * t * (1 - (j == gt))
     return rows
 
@@ -224,7 +258,7 @@ def softmax_equalization_elements(
         for j, x in enumerate(row):
             w = 1
             if j < k and gt < k and j != gt:
-                t = 1 if stats.image_counts[j] / stats.num_images < threshold else 0
+                t = 1 if stats.image_counts[j] / stats.num_annotated_images < threshold else 0
                 w = 1 - (1 if beta is None else beta[i][j]) * t
             denominator += w * math.exp(x)
         rows.append([math.log(denominator) - row[gt]])
@@ -285,6 +319,98 @@ def seesaw_elements(
     return rows
 
 
+def move_confusion(logits, gt_classes, memory, k, score, normalise, momentum=0.99):
+    """The running confusion of PCB, arXiv:2201.02784: row y is the mean score on objects of y."""
+    confusion = memory.setdefault("confusion", [[0.0] * k for _ in range(k)])
+    rows = memory.setdefault("confusion_rows", [0] * k)
+    for y in range(k):
+        scores = [score(row[:k]) for row, gt in zip(logits, gt_classes, strict=True) if gt == y]
+        if not scores:
+            continue
+        for j in range(k):
+            mean = math.fsum(row[j] for row in scores) / len(scores)
+            confusion[y][j] = momentum * confusion[y][j] + (1 - momentum) * mean
+        if normalise:
+            total = math.fsum(confusion[y])
+            confusion[y] = [x / total for x in confusion[y]]
+        rows[y] += len(scores)
+    return confusion, rows
+
+
+def softmax_of(row):
+    return [math.exp(x) for x in row_log_softmax(row)]
+
+
+def pairwise_softmax_elements(logits, gt_classes, stats, memory, weights, alpha=0.4):
+    k = len(stats.image_counts)
+    confusion, seen = move_confusion(logits, gt_classes, memory, k, softmax_of, True)
+    rows = []
+    for row, gt in zip(logits, gt_classes, strict=True):
+        log_probs = row_log_softmax(row)
+        loss = -log_probs[gt]
+        if gt < k and min(seen) > 0:
+            total = math.fsum(confusion[i][gt] for i in range(k))
+            soft = -math.fsum(confusion[j][gt] / total * log_probs[j] for j in range(k))
+            loss = (1 - alpha) * loss + alpha * soft
+        rows.append([loss])
+    return rows
+
+
+def pairwise_seesaw_elements(logits, gt_classes, stats, memory, weights, alpha=0.4, **options):
+    """A soft target is a share of the loss for each class, with the factors of the true one."""
+    k = len(stats.image_counts)
+    confusion, seen = move_confusion(logits, gt_classes, memory, k, softmax_of, True)
+    rows = seesaw_elements(logits, gt_classes, stats, memory, weights, **options)
+    samples = memory["class_samples"]
+    for elements, row, gt in zip(rows, logits, gt_classes, strict=True):
+        if gt == k or min(seen) == 0:
+            continue
+        classes = row[:k] if options.get("objectness", True) else row
+        probs = softmax_of(classes)
+        shifted = []
+        for j, x in enumerate(classes):
+            factor = 1.0
+            if j < k and j != gt:
+                factor = min(1, max(samples[j], 1) / max(samples[gt], 1)) ** 0.8
+                factor *= max(1, probs[j] / max(probs[gt], 0.01)) ** 2
+            shifted.append(x + math.log(factor))
+        log_probs = row_log_softmax(shifted)
+        total = math.fsum(confusion[i][gt] for i in range(k))
+        soft = -math.fsum(confusion[j][gt] / total * log_probs[j] for j in range(k))
+        elements[0] += alpha * (soft + log_probs[gt])
+    return rows
+
+
+def pairwise_eqlv2_elements(
+    logits, gt_classes, stats, memory, weights, share=0.4, gamma=12.0, mu=0.8, alpha=4.0
+):
+    k = len(stats.image_counts)
+    pos = memory.setdefault("pos_grads", [0.0] * k)
+    neg = memory.setdefault("neg_grads", [0.0] * k)
+    confusion = [list(row) for row in memory.setdefault("confusion", [[0.0] * k] * k)]
+    seen = list(memory.setdefault("confusion_rows", [0] * k))
+    memory["confusion"] = [list(row) for row in confusion]
+    ratio = [p / (n + 1e-10) if n > 0 else 100.0 for p, n in zip(pos, neg, strict=True)]
+    neg_weight = [*(sigmoid(gamma * (g - mu)) for g in ratio), 1.0]
+    rows = []
+    for i, (row, gt) in enumerate(zip(logits, gt_classes, strict=True)):
+        elements = []
+        for j, x in enumerate(row):
+            target = float(j == gt)
+            if gt < k and min(seen) > 0:
+                target = (1 - share) * target + share * (confusion[j][gt] if j < k else 0)
+            w = (1 + alpha * (1 - neg_weight[j])) * target + neg_weight[j] * (1 - target)
+            bce = target * binary_cross_entropy(x, True)
+            elements.append(w * (bce + (1 - target) * binary_cross_entropy(x, False)))
+            if j < k:
+                gradient = (weights[i][j] if weights else 1) * w * abs(sigmoid(x) - target)
+                pos[j] += gradient * target
+                neg[j] += gradient * (1 - target)
+        rows.append(elements)
+    move_confusion(logits, gt_classes, memory, k, lambda row: [sigmoid(x) for x in row], False)
+    return rows
+
+
 def plain_softmax_with_objectness_elements(logits, gt_classes, stats, memory, weights):
     """Seesaw without its factors."""
     k = len(stats.image_counts)
@@ -299,6 +425,12 @@ def inverse_frequency_weights(counts):
     """1 / n_j over their mean."""
     inverse = [1 / max(n, 1) for n in counts]
     return [x * len(counts) / sum(inverse) for x in inverse]
+
+
+def with_mean_one_over_instances(weights, counts):
+    """Each instance's weight is listed, and their mean divides the weights."""
+    of_instances = [w for w, n in zip(weights, counts, strict=True) for _ in range(n)]
+    return [w * len(of_instances) / math.fsum(of_instances) for w in weights]
 
 
 def effective_number_weights(counts, beta):

@@ -35,7 +35,7 @@ def acsl_elements(
 def drop_loss_mask(gt_classes, stats, threshold, draws):
     """1 for the elements that DropLoss keeps."""
     k = len(stats.image_counts)
-    tail = [n / stats.num_images < threshold for n in stats.image_counts.tolist()]
+    tail = [n / stats.num_annotated_images < threshold for n in stats.image_counts.tolist()]
     foreground = [gt for gt in gt_classes if gt < k]
     kept = sum(tail[gt] for gt in foreground) / len(foreground) if foreground else 1
     mask = []

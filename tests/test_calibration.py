@@ -1,6 +1,7 @@
 """Test-time calibration: formulas against loops, limiting cases, and the predictor that uses it."""
 
 import argparse
+import dataclasses
 
 import numpy as np
 import oracles
@@ -14,6 +15,9 @@ from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import (
     CALIBRATIONS,
     Calibration,
+    LogitStats,
+    calibration_from_stats,
+    fracal_weights,
     logit_adjustment_weights,
     norcal_weights,
     reweight_exclusive,
@@ -29,7 +33,8 @@ from balms_det.runtime.errors import InputError
 
 K = 6
 COUNTS = torch.tensor([4000, 900, 30, 7, 1, 0])
-NAMES = ("logit_adjustment", "norcal")
+DIMENSIONS = torch.tensor([1.9, 1.6, 1.7, 1.2, 1.0, 1.0], dtype=torch.float64)
+NAMES = ("logit_adjustment", "norcal", "fracal")
 RTOL = 1e-10
 
 
@@ -42,6 +47,11 @@ def probabilities(exclusive, **kwargs):
     """(R, K + 1) as the two activations give them, in the dtype of the logits."""
     eta = logits(exclusive, **kwargs)
     return F.softmax(eta, dim=1) if exclusive else F.pad(eta.sigmoid(), (0, 1))
+
+
+def calibration_of(name, strength, counts=COUNTS, *, exclusive):
+    dimensions = DIMENSIONS[: len(counts)]
+    return Calibration(name, strength, counts, exclusive=exclusive, box_dimensions=dimensions)
 
 
 @pytest.fixture(params=NAMES)
@@ -77,7 +87,7 @@ def test_norcal_agrees_with_the_oracle(exclusive, gamma):
     if exclusive:
         actual = reweight_exclusive(probs, norcal_weights(COUNTS, gamma))
         np.testing.assert_allclose(actual, expected, rtol=RTOL)
-    calibration = Calibration("norcal", gamma, COUNTS, exclusive=exclusive)
+    calibration = calibration_of("norcal", gamma, COUNTS, exclusive=exclusive)
     np.testing.assert_allclose(calibration(probs), expected, rtol=1e-5)
 
 
@@ -89,8 +99,64 @@ def test_logit_adjustment_undoes_what_balanced_softmax_adds_in_training():
     torch.testing.assert_close(adjusted, F.softmax(eta, dim=1), rtol=RTOL, atol=0)
 
 
+FREQUENCIES = [max(n, 1) / 5000 for n in COUNTS.tolist()]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_fracal_of_a_softmax_agrees_with_the_oracle_on_logits(power):
+    eta = logits(True)
+    weights = fracal_weights(COUNTS, DIMENSIONS, total=5000, power=power)
+    actual = reweight_exclusive(F.softmax(eta, dim=1), weights)
+    expected = oracles.fracal_softmax(eta, FREQUENCIES, DIMENSIONS.tolist(), power)
+    np.testing.assert_allclose(actual, expected, rtol=RTOL)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_fracal_of_sigmoids_agrees_with_the_oracle_on_logits(power):
+    eta = logits(False)
+    calibration = Calibration(
+        *("fracal", 1.0, COUNTS),
+        exclusive=False,
+        box_dimensions=DIMENSIONS,
+        total=5000,
+        fractal_power=power,
+    )
+    actual = calibration(F.pad(eta.sigmoid(), (0, 1)))[:, :-1]
+    expected = oracles.fracal_sigmoid(eta, FREQUENCIES, DIMENSIONS.tolist(), power)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_fracal_with_equal_counts_and_dimensions_keeps_the_classes_order(exclusive):
+    """A softmax loses to its background by D^lambda alone; two equal classes stay equal."""
+    weights = fracal_weights(
+        torch.full((K,), 7), torch.full((K,), 1.5), power=2.0, exclusive=exclusive
+    )
+    expected = 1.5**-2 if exclusive else 1.0
+    torch.testing.assert_close(weights, torch.full((K,), expected, dtype=torch.float64))
+
+
+def test_fracal_counts_over_all_images_as_its_authors_do():
+    stats = dataclasses.replace(class_stats(), num_images=6000, box_dimensions=DIMENSIONS.numpy())
+    by_images = calibration_from_stats("fracal", 1.0, stats, "images", exclusive=True)
+    by_instances = calibration_from_stats("fracal", 1.0, stats, "instances", exclusive=True)
+    expected = fracal_weights(COUNTS, DIMENSIONS, total=6000)
+    torch.testing.assert_close(by_images.weights, expected.float())
+    total = int(COUNTS.clamp(min=1).sum())
+    expected = fracal_weights(COUNTS, DIMENSIONS, total=total)
+    torch.testing.assert_close(by_instances.weights, expected.float())
+
+
+def test_fracal_without_dimensions_is_refused_with_the_remedy():
+    stats = dataclasses.replace(class_stats(), box_dimensions=None)
+    with pytest.raises(InputError, match="'fracal' needs the box dimensions.*STATS_FILE"):
+        calibration_from_stats("fracal", 1.0, stats, "images", exclusive=True)
+    norcal = calibration_from_stats("norcal", 1.0, stats, "images", exclusive=True)
+    torch.testing.assert_close(norcal.weights, norcal_weights(COUNTS, 1.0).float())
+
+
 def test_strength_zero_is_the_identity_to_the_last_bit(name, exclusive):
-    calibration = Calibration(name, 0.0, COUNTS, exclusive=exclusive)
+    calibration = calibration_of(name, 0.0, COUNTS, exclusive=exclusive)
     probs = probabilities(exclusive, dtype=torch.float32)
     assert torch.equal(calibration(probs), probs)
     scores, classes = probs[:, 0], torch.arange(len(probs)) % K
@@ -98,14 +164,14 @@ def test_strength_zero_is_the_identity_to_the_last_bit(name, exclusive):
 
 
 def test_equal_counts_change_nothing_under_logit_adjustment(exclusive):
-    calibration = Calibration("logit_adjustment", 1.0, torch.full((K,), 9), exclusive=exclusive)
+    calibration = calibration_of("logit_adjustment", 1.0, torch.full((K,), 9), exclusive=exclusive)
     probs = probabilities(exclusive)
     torch.testing.assert_close(calibration(probs), probs)
 
 
 def test_softmax_rows_still_sum_to_one_and_sigmoids_keep_their_background(name, exclusive):
     probs = probabilities(exclusive, dtype=torch.float32)
-    corrected = Calibration(name, 0.8, COUNTS, exclusive=exclusive)(probs)
+    corrected = calibration_of(name, 0.8, COUNTS, exclusive=exclusive)(probs)
     assert corrected.shape == probs.shape and corrected.dtype == probs.dtype
     assert ((corrected >= 0) & (corrected <= 1)).all()
     if exclusive:
@@ -116,7 +182,7 @@ def test_softmax_rows_still_sum_to_one_and_sigmoids_keep_their_background(name, 
 
 def test_order_within_a_class_of_sigmoids_stays(name):
     probs = probabilities(False, num_rows=500)
-    corrected = Calibration(name, 1.0, COUNTS, exclusive=False)(probs)
+    corrected = calibration_of(name, 1.0, COUNTS, exclusive=False)(probs)
     assert torch.equal(corrected.argsort(dim=0)[:, :-1], probs.argsort(dim=0)[:, :-1])
 
 
@@ -125,8 +191,10 @@ def test_stronger_moves_scores_from_head_to_tail(name, exclusive):
     head, tail = 0, 3
     ratios = []
     for strength in (0.0, 0.25, 0.5, 1.0):
-        corrected = Calibration(name, strength, COUNTS, exclusive=exclusive)(probs)
-        if name == "logit_adjustment" and not exclusive:  # which acts on the odds
+        corrected = calibration_of(name, strength, COUNTS, exclusive=exclusive)(probs)
+        if name == "fracal" and not exclusive and strength > 0:  # of two sigmoids the second acts
+            corrected = corrected / probs
+        if name != "norcal" and not exclusive:  # which acts on the odds
             corrected = corrected / (1 - corrected)
         ratios.append(corrected[:, tail] / corrected[:, head])
     for weaker, stronger in zip(ratios, ratios[1:], strict=False):
@@ -135,29 +203,29 @@ def test_stronger_moves_scores_from_head_to_tail(name, exclusive):
 
 def test_extreme_probabilities_and_classes_never_seen_stay_finite(name, exclusive):
     for strength in (0.5, 3.0):
-        calibration = Calibration(name, strength, COUNTS, exclusive=exclusive)
+        calibration = calibration_of(name, strength, COUNTS, exclusive=exclusive)
         extreme = torch.zeros(3, K + 1)
         extreme[0, -1] = extreme[1, 0] = extreme[2, 5] = 1.0
         assert calibration(extreme).isfinite().all()
-    unseen = Calibration(name, 1.0, torch.zeros(K), exclusive=exclusive)
+    unseen = calibration_of(name, 1.0, torch.zeros(K), exclusive=exclusive)
     assert unseen(probabilities(exclusive)).isfinite().all()
 
 
 def test_no_rois_are_no_error(name, exclusive):
-    calibration = Calibration(name, 1.0, COUNTS, exclusive=exclusive)
+    calibration = calibration_of(name, 1.0, COUNTS, exclusive=exclusive)
     assert calibration(torch.zeros(0, K + 1)).shape == (0, K + 1)
 
 
 def test_inputs_are_left_alone(name, exclusive):
     probs = probabilities(exclusive)
     before = probs.clone()
-    Calibration(name, 1.0, COUNTS, exclusive=exclusive)(probs)
+    calibration_of(name, 1.0, COUNTS, exclusive=exclusive)(probs)
     assert torch.equal(probs, before)
 
 
 def test_rescoring_single_detections_equals_calibrating_the_rows_of_sigmoids(name):
     probs = probabilities(False, dtype=torch.float32)
-    calibration = Calibration(name, 0.7, COUNTS, exclusive=False)
+    calibration = calibration_of(name, 0.7, COUNTS, exclusive=False)
     classes = torch.arange(len(probs)) % K
     rows = torch.arange(len(probs))
     assert torch.equal(
@@ -167,7 +235,7 @@ def test_rescoring_single_detections_equals_calibrating_the_rows_of_sigmoids(nam
 
 def test_rescoring_is_exact_for_a_softmax_of_one_class_and_background(name):
     probs = F.softmax(torch.randn(20, 2, dtype=torch.float64), dim=1)
-    calibration = Calibration(name, 0.7, torch.tensor([50]), exclusive=True)
+    calibration = calibration_of(name, 0.7, torch.tensor([50]), exclusive=True)
     rescored = calibration.rescore(probs[:, 0], torch.zeros(20, dtype=torch.long))
     torch.testing.assert_close(rescored, calibration(probs)[:, 0])
 
@@ -207,6 +275,7 @@ def class_stats(counts=COUNTS):
         category_ids=tuple(range(1, K + 1)),
         names=tuple(f"class {j}" for j in range(K)),
         groups=("f", "f", "c", "r", "r", "r"),
+        box_dimensions=DIMENSIONS.numpy(),
     )
 
 
@@ -232,8 +301,18 @@ def predictor(tmp_path):
     return build
 
 
+@pytest.fixture(autouse=True)
+def logit_stats(tmp_path, monkeypatch):
+    """What the calibration "logn" reads, in the directory that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    stats = LogitStats(torch.linspace(-6, -1, K).double(), torch.linspace(0.5, 2, K).double(), 99)
+    stats.save("logit_stats.json")
+    return stats
+
+
 def posthoc(name, strength):
     return [
+        *(["MODEL.LONG_TAIL.CALIBRATION.LOGIT_STATS", "logit_stats.json"] * (name == "logn")),
         "MODEL.LONG_TAIL.CALIBRATION.NAME",
         name,
         "MODEL.LONG_TAIL.CALIBRATION.STRENGTH",

@@ -100,11 +100,18 @@ def test_counts_of_dataset_dicts_equal_those_of_the_file(folder, content):
     index = {category_id: i for i, category_id in enumerate(of_file.category_ids)}
     dicts = [
         {
+            "height": image["height"],
+            "width": image["width"],
             "annotations": [
-                {"category_id": index[a["category_id"]], "iscrowd": a.get("iscrowd", 0)}
+                {
+                    "category_id": index[a["category_id"]],
+                    "iscrowd": a.get("iscrowd", 0),
+                    "bbox": a["bbox"],
+                    "bbox_mode": 1,
+                }
                 for a in content["annotations"]
                 if a["image_id"] == image["id"]
-            ]
+            ],
         }
         for image in content["images"]
     ]
@@ -233,6 +240,9 @@ GOOD = ClassStats.from_dataset_dicts(
         ({"image_counts": np.array([-1, 1])}, "class 'a' has 2 instances in -1"),
         ({"num_annotated_images": 0}, "which cannot be"),
         ({"num_annotated_images": 3}, "3 of 2 images"),
+        ({"box_dimensions": np.array([1.5])}, "'box_dimensions' has shape"),
+        ({"box_dimensions": np.array([1.0, 0.5])}, "class 'b' has the box dimension 0.5"),
+        ({"box_dimensions": np.array([1.0, np.nan])}, "class 'b' has the box dimension nan"),
     ],
 )
 def test_statistics_that_contradict_themselves_are_refused(change, message):

@@ -285,7 +285,7 @@ def test_focal_loss_is_that_of_independent_classes():
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
 
 
-WITH_BACKGROUND = {"seesaw", "bags", "eqlv2", "acsl", "ecm"}
+WITH_BACKGROUND = {"seesaw", "seesaw_pcb", "bags", "eqlv2", "eqlv2_pcb", "acsl", "ecm"}
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES.keys() - WITH_BACKGROUND))

@@ -34,7 +34,7 @@ def load(name="digits_lt+balms", *opts):
 
 
 def test_every_suite_has_a_base_and_every_method_a_file():
-    bases = {path.stem.removesuffix("_stage2") for path in CONFIGS.glob("bases/*.yaml")}
+    bases = {path.stem.partition("_stage2")[0] for path in CONFIGS.glob("bases/*.yaml")}
     assert bases == set(SUITES)
     directories = ("methods", "second_stages")
     assert {path.stem for d in directories for path in CONFIGS.glob(f"{d}/*.yaml")} == set(METHODS)
@@ -62,16 +62,38 @@ def test_defaults_are_the_releases_first_stage():
     assert dict(cfg.AUGMENT) == dict(CROP_PADDING=4, FLIP=True, AUTOAUGMENT=True, CUTOUT=16)
 
 
+RELEASE = {  # rate, epochs, images of an epoch / batch; meta rate, initial power, meta batch
+    "imagenet_lt+decoupled_balanced_softmax": (0.4, 10, 115_846 / 512, None),
+    "imagenet_lt+balms": (0.5, 20, 115_846 / 512, (0.001, 0.1, 1024)),
+    "places_lt+decoupled_balanced_softmax": (0.02, 10, 62_500 / 256, None),
+    "places_lt+balms": (0.02, 10, 62_500 / 256, (0.001, 0.3, 512)),
+    "cifar10_lt+balms": (0.1, None, None, (0.01, 0.0, 512)),
+}
+
+
+@pytest.mark.parametrize("name", RELEASE)
+def test_second_stages_are_the_releases(name):
+    """Its files in config/{ImageNet_LT,Places_LT,CIFAR10_LT}."""
+    rate, epochs, iterations, meta = RELEASE[name]
+    solver = load(name).SOLVER
+    assert rate == solver.BASE_LR
+    if epochs is not None:
+        assert abs(epochs * iterations - solver.MAX_ITER) < 1
+    if meta is not None:
+        assert meta == (solver.META.BASE_LR, solver.META.INITIAL_POWER, solver.META.BATCH_SIZE)
+
+
 def test_methods_are_deltas_of_their_base():
     base = load("cifar10_lt+softmax")
-    for method, key, value in [
+    loss = "MODEL.LONG_TAIL.LOSS"
+    weights = f"{loss}.CLASS_WEIGHTS"
+    for method, *keys in [
         ("cbs", "SAMPLER", "class_balanced"),
-        ("cbw", "CLASS_WEIGHTS.NAME", "inverse"),
-        ("balanced_softmax", "NAME", "balanced_softmax"),
+        ("cbw", f"{weights}.NAME", "inverse", f"{weights}.NORMALISE", "classes"),
+        ("balanced_softmax", f"{loss}.NAME", "balanced_softmax"),
     ]:
         cfg = load(f"cifar10_lt+{method}", "OUTPUT_DIR", base.OUTPUT_DIR)
-        prefix = "" if key == "SAMPLER" else "MODEL.LONG_TAIL.LOSS."
-        changed = load("cifar10_lt+softmax", f"{prefix}{key}", value)
+        changed = load("cifar10_lt+softmax", *keys)
         assert cfg == changed
 
 

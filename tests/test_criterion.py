@@ -91,6 +91,18 @@ CASES = {
         plain_oracle=oracles.plain_softmax_with_objectness_elements,
         smooth=("SEESAW.Q", 0.0),
     ),
+    "softmax_pcb": Case(oracles.pairwise_softmax_elements, plain=("PCB.ALPHA", 0.0)),
+    "seesaw_pcb": Case(
+        oracles.pairwise_seesaw_elements,
+        plain=("PCB.ALPHA", 0.0, "SEESAW.P", 0.0, "SEESAW.Q", 0.0),
+        plain_oracle=oracles.plain_softmax_with_objectness_elements,
+        smooth=("SEESAW.Q", 0.0),
+    ),
+    "eqlv2_pcb": Case(
+        oracles.pairwise_eqlv2_elements,
+        plain=("PCB.ALPHA", 0.0, "EQLV2.MU", 1e-9, "EQLV2.GAMMA", 1e12),
+        plain_oracle=oracles.sigmoid_elements,
+    ),
     "acsl": Case(
         partial(peer_oracles.acsl_elements, ratios=(0.0, 0.0, 1.0)),
         ("ACSL.BACKGROUND_RATIOS", (0.0, 0.0, 1.0)),
@@ -124,6 +136,12 @@ CASES = {
         ("FOCAL.GAMMA", 0.5, "FOCAL.ALPHA", -1.0),
         ("FOCAL.GAMMA", 0.0),
         oracles.sigmoid_elements,
+    ),
+    "seesaw_pcb: one softmax": Case(
+        partial(oracles.pairwise_seesaw_elements, objectness=False),
+        ("SEESAW.OBJECTNESS", False),
+        ("PCB.ALPHA", 0.0, "SEESAW.P", 0.0, "SEESAW.Q", 0.0),
+        smooth=("SEESAW.Q", 0.0),
     ),
     "seesaw: one softmax": Case(
         partial(oracles.seesaw_elements, objectness=False),
@@ -215,7 +233,7 @@ def check_against_oracle(built, oracle, *, row_weights=None, num_rows=10):
     state = built.state_dict()
     assert set(state) == set(memory)
     for name, value in memory.items():
-        assert state[name].tolist() == pytest.approx(value, rel=RTOL)
+        np.testing.assert_allclose(state[name], value, rtol=RTOL)
 
 
 @pytest.fixture
@@ -247,6 +265,7 @@ def test_class_weights_agree_with_the_oracle(case, weighting, in_float64):
         if weighting == "inverse"
         else oracles.effective_number_weights(counts, 0.9)
     )
+    row_weights = oracles.with_mean_one_over_instances(row_weights, counts)
     built = criterion_of(case, *WEIGHTS[weighting])
     check_against_oracle(built, CASES[case].oracle, row_weights=row_weights)
 
@@ -262,7 +281,10 @@ def test_federated_classes_agree_with_the_oracle(case, in_float64):
 
 @pytest.mark.parametrize("case", with_independent_classes())
 def test_class_weights_and_federated_classes_compose(case, in_float64):
-    row_weights = oracles.inverse_frequency_weights(class_stats().instance_counts.tolist())
+    counts = class_stats().instance_counts.tolist()
+    row_weights = oracles.with_mean_one_over_instances(
+        oracles.inverse_frequency_weights(counts), counts
+    )
     built = criterion_of(case, *FEDERATED, *WEIGHTS["inverse"])
     check_against_oracle(built, CASES[case].oracle, row_weights=row_weights, num_rows=2)
 

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_model import tiny_cfg
 
-from balms_det.calibration import CALIBRATIONS
+from balms_det.calibration import CALIBRATIONS, LogitStats
 from balms_det.classifier import CLASSIFIERS
 from balms_det.config import config_file
 from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS, register_dataset
@@ -105,7 +105,12 @@ def test_every_loss(glyphs, tmp_path, name):
         [f"{LOSS}.NAME", "seesaw", f"{LOSS}.SEESAW.OBJECTNESS", True],
         ["MODEL.LONG_TAIL.CLASSIFIER", "cosine", "MODEL.LONG_TAIL.MASK_CLASSIFIER", "cosine"],
         ["MODEL.ROI_HEADS.NAME", "LongTailCascadeROIHeads"],
-        *(["MODEL.LONG_TAIL.CALIBRATION.NAME", name] for name in CALIBRATIONS if name != "none"),
+        ["INPUT.COPY_PASTE.PROB", 1.0, "INPUT.LARGE_SCALE_JITTER.SIZE", 64],
+        *(
+            ["MODEL.LONG_TAIL.CALIBRATION.NAME", name]
+            for name in CALIBRATIONS
+            if name not in ("none", "logn")  # tests/test_logit_stats.py has logn
+        ),
     ],
     ids=lambda opts: "-".join(str(opt).rsplit(".", 1)[-1] for opt in opts),
 )
@@ -144,10 +149,16 @@ def test_every_configuration(glyphs, tmp_path, name):
         # Trained batch norm, because frozen statistics of no training make the loss explode.
         scratch = ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
         batch = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"]
+        if "copy_paste" in name:
+            opts = ["INPUT.LARGE_SCALE_JITTER.SIZE", "64", *opts]
         opts = [*map(str, DATA), *scratch, *batch, *opts]
         return load_config(argparse.Namespace(config_file=name, opts=opts, dataset=[]))
 
     cfg = load(name)
+    if cfg.MODEL.LONG_TAIL.CALIBRATION.NAME == "logn":
+        ones = torch.ones(NUM_CLASSES, dtype=torch.float64)
+        cfg.MODEL.LONG_TAIL.CALIBRATION.LOGIT_STATS = str(tmp_path / "logit_stats.json")
+        LogitStats(ones, ones, 1).save(cfg.MODEL.LONG_TAIL.CALIBRATION.LOGIT_STATS)
     if cfg.MODEL.LONG_TAIL.DECOUPLE.ENABLED:
         first = Path(cfg.MODEL.WEIGHTS).parent.name  # as in output/lvis_r50_rfs/model_final.pth
         first_cfg = load("+".join(first.rsplit("_", 1)), "MODEL.WEIGHTS", "")

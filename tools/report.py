@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from balms_det.config.methods import method_table
 from balms_det.config.reference import key_reference
 from balms_det.evaluation.report import METRICS
 from balms_det.runtime.atomic_file import atomic_file
@@ -96,12 +97,27 @@ def table(runs: Sequence[dict[str, Any]], *, operations: bool = False) -> str:
     return "\n\n".join(tables)
 
 
+def combinations_table() -> str:
+    """Return the table of which methods go together, from trying all of them."""
+    from lab import combinations  # It imports Detectron2, which takes seconds.
+
+    return combinations.outcome_table(combinations.try_all())
+
+
+# Blocks of documents that are made from the package itself.
+GENERATED = {"keys": key_reference, "methods": method_table, "combinations": combinations_table}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="OUTPUT_DIR|RUN.json")
     parser.add_argument("--keys", action="store_true", help="the reference of configuration keys")
+    parser.add_argument("--methods", action="store_true", help="the table of methods")
+    parser.add_argument(
+        "--combinations", action="store_true", help="the table of which methods go together"
+    )
     parser.add_argument("--save", type=Path, metavar="RUN.json", help="store the (one) run")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT.md", help="update its table")
     parser.add_argument("--operations", action="store_true", help="tables by operation instead")
@@ -109,10 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="PLOT.png", help="draw measurements")
     args = parser.parse_args(argv)
 
-    if args.keys:
+    generated = {name: make for name, make in GENERATED.items() if getattr(args, name)}
+    if generated:
         if not args.into:
-            parser.error("--keys needs --into DOCUMENT.md")
-        markdown.update_blocks(args.into, {"keys": key_reference()})
+            parser.error(f"--{next(iter(generated))} needs --into DOCUMENT.md")
+        markdown.update_blocks(args.into, {name: make() for name, make in generated.items()})
         return
     if not args.runs:
         parser.error("no run is given: name the OUTPUT_DIR of a run, or a stored run")

@@ -12,7 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from balms_det.annotations.box_dimensions import (
+    FloatArray,
+    box_dimensions,
+    centers_in_dicts,
+    centers_in_file,
+)
 from balms_det.annotations.class_pairs import IntArray, class_pairs
+from balms_det.annotations.class_stats_faults import class_stats_fault
 from balms_det.annotations.file import AnnotationFile, read_annotation_file, read_json
 from balms_det.annotations.frequency_groups import frequency_group, grouped
 from balms_det.runtime.atomic_file import atomic_file
@@ -47,6 +54,8 @@ class ClassStats:
         category_ids: (K,), ascending; the ids that the annotation file gives the classes.
         names: (K,).
         groups: (K,), each "r", "c" or "f": rare, common or frequent.
+        box_dimensions: (K,) float64, read-only; the box-counting dimension of the class's boxes, of
+            :func:`box_dimensions`. None where it is unknown, as in files of earlier versions.
 
     Raises:
         InputError: lengths or values contradict one another.
@@ -59,6 +68,7 @@ class ClassStats:
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
     groups: tuple[str, ...]
+    box_dimensions: FloatArray | None = None
 
     def __post_init__(self) -> None:
         for field in ("image_counts", "instance_counts"):
@@ -69,41 +79,13 @@ class ClassStats:
         object.__setattr__(self, "category_ids", tuple(int(i) for i in self.category_ids))
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "groups", tuple(self.groups))
-        self._validate()
-
-    def _validate(self) -> None:
-        remedy = "count them again with `balms-det stats`"
-        for field in ("image_counts", "instance_counts", "names", "groups"):
-            shape = np.shape(getattr(self, field))
-            if shape != (self.num_classes,):
-                raise InputError(
-                    f"class statistics: {field!r} has shape {shape}, but there are "
-                    f"{self.num_classes} category ids; {remedy}"
-                )
-        if any(a >= b for a, b in zip(self.category_ids, self.category_ids[1:], strict=False)):
-            raise InputError(f"class statistics: the category ids do not ascend; {remedy}")
-        for group in set(self.groups) - {"r", "c", "f"}:
-            raise InputError(
-                f"class statistics: {group!r} is not a frequency group, expected 'r', 'c' or 'f'; "
-                f"{remedy}"
-            )
-        possible = (
-            (self.image_counts >= 0)
-            & (self.image_counts <= self.instance_counts)
-            & (self.image_counts <= self.num_annotated_images)
-            & ((self.image_counts > 0) == (self.instance_counts > 0))
-        )
-        for index in np.flatnonzero(~possible):
-            raise InputError(
-                f"class statistics: class {self.names[index]!r} has {self.instance_counts[index]} "
-                f"instances in {self.image_counts[index]} of {self.num_annotated_images} annotated "
-                f"images, which cannot be; {remedy}"
-            )
-        if self.num_annotated_images > self.num_images:
-            raise InputError(
-                f"class statistics: {self.num_annotated_images} of {self.num_images} images are "
-                f"annotated, which cannot be; {remedy}"
-            )
+        if self.box_dimensions is not None:
+            dimensions = np.array(self.box_dimensions, dtype=np.float64)
+            dimensions.setflags(write=False)
+            object.__setattr__(self, "box_dimensions", dimensions)
+        fault = class_stats_fault(self)
+        if fault is not None:
+            raise InputError(f"class statistics: {fault}; count them again with `balms-det stats`")
 
     @property
     def num_classes(self) -> int:
@@ -161,6 +143,7 @@ class ClassStats:
         return cls._from_pairs(
             image_index=index_of("image_id", image_ids),
             class_index=index_of("category_id", category_ids),
+            centers=centers_in_file(file.images, annotations),
             num_images=len(file.images),
             category_ids=tuple(category_ids.tolist()),
             names=[category["name"] for category in file.categories],
@@ -198,6 +181,7 @@ class ClassStats:
         return cls._from_pairs(
             image_index=image_index,
             class_index=class_index,
+            centers=centers_in_dicts(dataset_dicts),
             num_images=len(dataset_dicts),
             category_ids=range(len(names)) if category_ids is None else category_ids,
             names=names,
@@ -206,8 +190,9 @@ class ClassStats:
 
     @classmethod
     def combine(cls, parts: Sequence["ClassStats"]) -> "ClassStats":
-        """Return add up the statistics of data sets of the same classes that share no images.
+        """Add up the statistics of data sets of the same classes that share no images.
 
+        Several sets have no box dimensions together: they do not follow from those of the parts.
         A class keeps the group on which the parts agree; where they do not, it follows from the
         sum by :func:`frequency_group`.
 
@@ -215,6 +200,8 @@ class ClassStats:
             InputError: the parts have different classes.
         """
         first = parts[0]
+        if len(parts) == 1:
+            return first
         for part in parts[1:]:
             if (part.category_ids, part.names) != (first.category_ids, first.names):
                 raise InputError(
@@ -243,12 +230,13 @@ class ClassStats:
         *,
         image_index: IntArray,
         class_index: IntArray,
+        centers: FloatArray | None,
         num_images: int,
         category_ids: Sequence[int],
         names: Sequence[str],
         groups: Sequence[str | None],
     ) -> "ClassStats":
-        """Count A annotations, given as (A,) image and (A,) class indices."""
+        """Count A annotations, given as (A,) image and (A,) class indices and (A, 2) centers."""
         num_classes = len(names)
         pairs = np.unique(image_index * num_classes + class_index)
         # With no classes there are no pairs, and nothing is divided by zero.
@@ -264,6 +252,9 @@ class ClassStats:
                 frequency_group(count) if group is None else group
                 for group, count in zip(groups, image_counts.tolist(), strict=True)
             ),
+            box_dimensions=(
+                None if centers is None else box_dimensions(class_index, centers, num_classes)
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,11 +268,15 @@ class ClassStats:
             strict=True,
         )
         keys = ("category_id", "name", "group", "image_count", "instance_count")
+        classes = [dict(zip(keys, values, strict=True)) for values in per_class]
+        if self.box_dimensions is not None:
+            for record, dimension in zip(classes, self.box_dimensions.tolist(), strict=True):
+                record["box_dimension"] = dimension
         return {
             _VERSION_KEY: _VERSION,
             "num_images": self.num_images,
             "num_annotated_images": self.num_annotated_images,
-            "classes": [dict(zip(keys, values, strict=True)) for values in per_class],
+            "classes": classes,
         }
 
     @classmethod
@@ -298,6 +293,7 @@ class ClassStats:
             )
         try:
             classes = content["classes"]
+            dimensions = [c["box_dimension"] for c in classes if "box_dimension" in c]
             return cls(
                 image_counts=np.array([c["image_count"] for c in classes], np.int64),
                 instance_counts=np.array([c["instance_count"] for c in classes], np.int64),
@@ -306,6 +302,7 @@ class ClassStats:
                 category_ids=tuple(c["category_id"] for c in classes),
                 names=tuple(c["name"] for c in classes),
                 groups=tuple(c["group"] for c in classes),
+                box_dimensions=np.array(dimensions) if dimensions else None,
             )
         except KeyError as error:
             raise InputError(

@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode as CN
 from balms_det.classification.options import ALL_OPTIONS
 from balms_det.config import add_balms_config, merge_config_files, run_name
 from balms_det.config.checks import check, check_allowed, merge_config
+from balms_det.config.effects import warn_of_keys_without_effect
 from balms_det.config.keys import check_options
 from balms_det.config.values import fitted_overrides
 from balms_det.losses.plain import PLAIN_LOSSES
@@ -54,6 +55,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     if cfg.DEVICE == "auto":
         cfg.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     validate_config(cfg)
+    warn_of_keys_without_effect(cfg)
     place = {"IMBALANCE": f"{cfg.IMBALANCE}", "SEED": cfg.SEED}
     cfg.OUTPUT_DIR = (
         cfg.OUTPUT_DIR or f"output/{run_name(config_file)}_if{{IMBALANCE}}_seed{{SEED}}"

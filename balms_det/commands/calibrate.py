@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
-        "--method", choices=["logit_adjustment", "norcal"], default="logit_adjustment"
+        "--method", choices=["logit_adjustment", "norcal", "fracal"], default="logit_adjustment"
     )
     parser.add_argument(
         "--strengths",

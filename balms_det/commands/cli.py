@@ -16,9 +16,11 @@ COMMANDS = {
     "demo": "draw a model's predictions on images",
     "stats": "count the classes of a data set and draw its long tail",
     "check": "list every fault of a data set",
+    "logit-stats": "collect the logits of a detector, for the calibration logn",
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
     "classify": "train and test a classifier on a long tail",
     "make-glyphs": "generate a long-tailed data set; nothing is downloaded",
+    "methods": "list the methods with paper, formula, needs and published number",
     "keys": "explain the configuration keys",
     "install-detectron2": "install Detectron2 where there is none",
 }

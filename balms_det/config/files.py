@@ -62,7 +62,7 @@ def config_files(name: str) -> list[str]:
         family = base.parents[1] if base.parent.name == "bases" else config_directory()
         path = _find(method, [family / directory for directory in _METHOD_DIRECTORIES])
         if path.parent.name == "second_stages":
-            files[0] = _second_stage_of(base)
+            files[0] = _second_stage_of(base, method)
         files.append(path)
     return [str(path) for path in files]
 
@@ -70,9 +70,9 @@ def config_files(name: str) -> list[str]:
 def merge_config_files(cfg: Any, name: str, **where: str) -> None:
     """Merge the files that a configuration's name stands for into `cfg`.
 
-    ``{BASE}`` in MODEL.WEIGHTS becomes the name of the base, the first of the joined names or of
-    the list under ``_BASE_``: a second stage starts from the first stage on the same base. Files
-    are read as plain data: YAML tags that run Python are refused.
+    ``{BASE}`` in MODEL.WEIGHTS and CALIBRATION.LOGIT_STATS becomes the name of the base, the first
+    of the joined names or of the list under ``_BASE_``: a second stage starts from the first stage
+    on the same base. Files are read as plain data: YAML tags that run Python are refused.
 
     Args:
         cfg: a CfgNode with all keys.
@@ -88,6 +88,10 @@ def merge_config_files(cfg: Any, name: str, **where: str) -> None:
         merge_config(cfg, partial(_merge_file, cfg, path), path, **where)
         base = first_base(path) if index == 0 else _parts(name)[0]
         cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(base).stem)
+        calibration = cfg.MODEL.LONG_TAIL.get("CALIBRATION")  # A classifier has none.
+        if calibration is not None:
+            path = calibration.LOGIT_STATS.replace("{BASE}", Path(base).stem)
+            calibration.LOGIT_STATS = path
 
 
 def _merge_file(cfg: Any, path: str) -> None:
@@ -129,7 +133,11 @@ def _find(name: str, directories: list[Path]) -> Path:
     )
 
 
-def _second_stage_of(base: Path) -> Path:
+def _second_stage_of(base: Path, method: str) -> Path:
+    """Return the second stage beside a base: the method's own where it has one."""
+    own = base.with_name(f"{base.stem}{_STAGE_2}_{Path(method).stem}.yaml")
+    if own.is_file():
+        return own
     path = base.with_name(f"{base.stem}{_STAGE_2}.yaml")
     if not path.is_file():
         raise InputError(f"{base}: there is no second stage beside it; add {path.name}")

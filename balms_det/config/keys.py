@@ -8,6 +8,7 @@ source of each: those of the losses (:mod:`balms_det.losses`), of the calibratio
 from typing import Any
 
 from balms_det.calibration import CalibrationOptions
+from balms_det.config.inputs import CopyPasteOptions, LargeScaleJitterOptions
 from balms_det.config.nodes import (
     DatasetOptions,
     DecoupleOptions,
@@ -39,6 +40,8 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("MODEL.LONG_TAIL", DecoupleOptions),
         ("MODEL.LONG_TAIL", InferenceOptions),
         ("DATASETS", DatasetOptions),
+        ("INPUT", CopyPasteOptions),
+        ("INPUT", LargeScaleJitterOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

@@ -1,7 +1,8 @@
 """The options of this package that belong to no loss and no calibration, by node.
 
 Paper: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv:2007.10740.
-Slides: Tan, Ren et al., "Balanced Activation for Long-tailed Visual Recognition", LVIS 2020.
+Slides: Ren, Yu, Cai and Zhao, "Balanced Activation for Long-tailed Visual Recognition", LVIS
+    2020; technical report: arXiv:2008.11037.
 Release: the code of the paper's authors.
 """
 
@@ -205,7 +206,8 @@ class MetaOptions(Options):
     base_lr: float = option(
         "META.BASE_LR",
         0.01,
-        "Learning rate of Adam on the rates' logits psi. The release takes 0.001 on Places-LT.",
+        "Learning rate of Adam on the rates' logits psi. The release takes 0.001 on "
+        "ImageNet-LT and Places-LT.",
         allowed=ABOVE_0,
         source="release",
     )
@@ -213,7 +215,8 @@ class MetaOptions(Options):
         "META.INITIAL_POWER",
         0.0,
         "The Meta Sampler's rates sigma(psi) start in proportion to n_j^-INITIAL_POWER. 0: at 1/2 "
-        "for every class, so that all images are drawn alike. The release takes 0.3 on Places-LT.",
+        "for every class, so that all images are drawn alike. The release "
+        "takes 0.1 on ImageNet-LT and 0.3 on Places-LT.",
         allowed=AT_LEAST_0,
         source="release",
     )

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
+from balms_det.data.copy_paste import CopyPaste
 from balms_det.data.mapper import LongTailDatasetMapper
 from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
 from balms_det.runtime.errors import InputError
@@ -81,19 +82,40 @@ def build_train_loader(
         mapper: from one of its dictionaries to what a batch lists; None for images with instances.
         sampler: with rates that are learned already; None for a new one.
     """
+    pastes = mapper is None and cfg.INPUT.COPY_PASTE.PROB > 0
     if mapper is None:
         mapper = LongTailDatasetMapper(cfg, is_train=True)
     if dataset is None:
         if cfg.DATALOADER.SAMPLER_TRAIN in _SAMPLERS_THAT_LOAD:
+            if pastes:
+                mapper = _copy_paste(cfg, mapper, load_train_dataset(cfg))
             with _dataset_errors(cfg, cfg.DATASETS.TRAIN):
                 return build_detection_train_loader(cfg, mapper=mapper)
         dataset = load_train_dataset(cfg)
         if cfg.DATALOADER.SAMPLER_TRAIN == "MetaTrainingSampler":
             dataset = with_index(dataset)
+    if pastes:
+        mapper = _copy_paste(cfg, mapper, dataset)
     chosen = build_train_sampler(cfg, dataset) if sampler is None else sampler
     if isinstance(chosen, MetaTrainingSampler):
         return _drawn_in_this_process(cfg, dataset, mapper, chosen)
     return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=chosen)
+
+
+def _copy_paste(cfg: Any, mapper: Callable[[dict[str, Any]], Any], dataset: Any) -> CopyPaste:
+    """Return a mapper that also pastes, as INPUT.COPY_PASTE says.
+
+    Raises:
+        InputError: the objects have no bit masks.
+    """
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise InputError(
+            f"INPUT.COPY_PASTE.PROB is {cfg.INPUT.COPY_PASTE.PROB}, which needs bit masks, but "
+            f"MODEL.MASK_ON is {cfg.MODEL.MASK_ON} and INPUT.MASK_FORMAT is "
+            f"{cfg.INPUT.MASK_FORMAT!r}; set them to True and 'bitmask'"
+        )
+    options = cfg.INPUT.COPY_PASTE
+    return CopyPaste(mapper, dataset, prob=options.PROB, rare_prob=options.RARE_PROB)
 
 
 def meta_sampler_of(loader: Any) -> MetaTrainingSampler | None:

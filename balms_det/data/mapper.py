@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
@@ -18,8 +19,32 @@ class LongTailDatasetMapper(DatasetMapper):
 
     An image that cannot be used is an InputError that names it. Masks are polygons where
     INPUT.MASK_FORMAT says so and all masks of the image are polygons; otherwise they are bitmasks.
-    Objects without a mask are left out where masks are trained.
+    Objects without a mask are left out where masks are trained. INPUT.LARGE_SCALE_JITTER takes the
+    place of Detectron2's resizing.
     """
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        arguments: dict[str, Any] = super().from_config(cfg, is_train)
+        jitter = cfg.INPUT.LARGE_SCALE_JITTER
+        if not is_train or not jitter.SIZE:
+            return arguments
+        if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask":
+            raise InputError(
+                f"INPUT.LARGE_SCALE_JITTER.SIZE is {jitter.SIZE}, whose crops need bit masks, but "
+                f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT!r}; set it to 'bitmask'"
+            )
+        resize = next(
+            place
+            for place, augmentation in enumerate(arguments["augmentations"])
+            if isinstance(augmentation, T.ResizeShortestEdge)
+        )
+        arguments["augmentations"][resize : resize + 1] = [
+            T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
+            # The padding belongs to no object.
+            T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), seg_pad_value=0),
+        ]
+        return arguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,10 +86,27 @@ class LongTailDatasetMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
+        crops = any(isinstance(each, T.FixedSizeCrop) for each in self.augmentations.augs)
         mapper: DatasetMapper = self
         if self.use_instance_mask:
             objects = [a for a in dataset_dict["annotations"] if a.get("segmentation")]
             dataset_dict["annotations"] = objects
+            if crops:
+                # Detectron2 needs another package to crop polygons.
+                for annotation in objects:
+                    _rasterise(annotation, dataset_dict["height"], dataset_dict["width"])
             if any(isinstance(a["segmentation"], dict) for a in objects):
                 mapper = self._with_bitmasks
         DatasetMapper._transform_annotations(mapper, dataset_dict, transforms, image_shape)
+        instances = dataset_dict["instances"]
+        if crops and instances.has("gt_masks"):
+            # What a crop leaves of an object may be smaller than what it leaves of its box.
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+
+
+def _rasterise(annotation: dict[str, Any], height: int, width: int) -> None:
+    """Replace the polygons of an annotation, if it has some, by their RLE, in place."""
+    polygons = annotation.get("segmentation")
+    if isinstance(polygons, list):
+        rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+        annotation["segmentation"] = rle

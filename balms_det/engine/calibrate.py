@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import torch
 
 from balms_det.annotations.class_stats import ClassStats, missing_class_stats
-from balms_det.calibration import Calibration
+from balms_det.calibration import Calibration, calibration_from_stats
 from balms_det.data import check_registered
 from balms_det.engine.class_stats import inference_class_stats
 from balms_det.engine.setup import load_config
@@ -27,7 +26,7 @@ from balms_det.losses.criterion import activation_of
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.errors import InputError
 
-SYMBOLS = {"logit_adjustment": "tau", "norcal": "gamma"}
+SYMBOLS = {"logit_adjustment": "tau", "norcal": "gamma", "fracal": "strength"}
 
 
 def split_of(args: argparse.Namespace, cfg: Any) -> str:
@@ -105,7 +104,6 @@ def calibrate(args: argparse.Namespace) -> None:
     _refuse(args, long_tail.CALIBRATION.NAME)
     split = split_of(args, cfg)
     stats = _statistics(cfg)
-    counts = torch.tensor(stats.counts(long_tail.COUNT_BY))
     exclusive = activation_of(long_tail, stats.num_classes).exclusive
     exact = not exclusive and cfg.MODEL.ROI_HEADS.NAME == "LongTailROIHeads"
 
@@ -123,7 +121,14 @@ def calibrate(args: argparse.Namespace) -> None:
     warn_of_full_images(predictions, cfg.TEST.DETECTIONS_PER_IMAGE)
 
     def calibration(strength: float) -> Calibration:
-        return Calibration(args.method, strength, counts, exclusive=exclusive)
+        return calibration_from_stats(
+            args.method,
+            strength,
+            stats,
+            long_tail.COUNT_BY,
+            exclusive=exclusive,
+            fractal_power=long_tail.CALIBRATION.FRACTAL_POWER,
+        )
 
     ids, records = evaluator.category_ids.tolist(), []
     symbol = SYMBOLS[args.method]

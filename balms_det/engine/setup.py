@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from balms_det.config import add_balms_config, merge_config_files
 from balms_det.config.checks import merge_config
+from balms_det.config.effects import warn_of_keys_without_effect
 from balms_det.config.values import fitted_overrides
 from balms_det.data import register_dataset
 from balms_det.engine.validate import validate_config
@@ -30,6 +31,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
     validate_config(cfg)
+    warn_of_keys_without_effect(cfg)
     _register(cfg, args.dataset)
     return cfg
 

@@ -57,8 +57,16 @@ from balms_det.losses.gol import GOL, gumbel_optimised_loss
 from balms_det.losses.ldam import LDAM, ldam_loss, ldam_margins
 from balms_det.losses.loce import LOCE, equilibrium_advance, equilibrium_loss, equilibrium_observe
 from balms_det.losses.loss import InferenceOnly, Loss, RunningState, TrainingClasses
+from balms_det.losses.pcb import (
+    EQLv2PCB,
+    SeesawPCB,
+    SoftmaxPCB,
+    confusion_advance,
+    confusion_observe,
+    pairwise_targets,
+)
 from balms_det.losses.plain import Sigmoid, Softmax, sigmoid_loss, softmax_loss
-from balms_det.losses.seesaw import Seesaw, seesaw_loss, seesaw_samples
+from balms_det.losses.seesaw import Seesaw, seesaw_logits, seesaw_loss, seesaw_samples
 from balms_det.losses.tail import TailLoss
 from balms_det.losses.weights import (
     ClassWeights,
@@ -67,6 +75,7 @@ from balms_det.losses.weights import (
     effective_number_weights,
     federated_classes,
     inverse_frequency_weights,
+    normalised_over_instances,
 )
 
 __all__ = [
@@ -78,6 +87,7 @@ __all__ = [
     "DropLoss",
     "ECM",
     "EQLv2",
+    "EQLv2PCB",
     "Equalization",
     "FederatedClasses",
     "Focal",
@@ -90,8 +100,10 @@ __all__ = [
     "Reduction",
     "RunningState",
     "Seesaw",
+    "SeesawPCB",
     "Sigmoid",
     "Softmax",
+    "SoftmaxPCB",
     "SoftmaxEqualization",
     "TailLoss",
     "TrainingClasses",
@@ -102,6 +114,8 @@ __all__ = [
     "balanced_sigmoid_margins",
     "balanced_softmax_loss",
     "balanced_softmax_shifts",
+    "confusion_advance",
+    "confusion_observe",
     "drop_loss",
     "effective_class_margin_loss",
     "effective_class_margin_shifts",
@@ -122,8 +136,11 @@ __all__ = [
     "inverse_frequency_weights",
     "ldam_loss",
     "ldam_margins",
+    "normalised_over_instances",
     "one_hot_targets",
+    "pairwise_targets",
     "reduce_losses",
+    "seesaw_logits",
     "seesaw_loss",
     "seesaw_samples",
     "shifted_softmax_loss",

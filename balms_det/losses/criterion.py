@@ -193,6 +193,7 @@ def build_criterion(
         stats,
         long_tail.COUNT_BY,
         logit_scale=long_tail.COSINE_TEMPERATURE if is_cosine else 1.0,
+        iteration=iteration,
     )
     needs_stats = method.needs_stats or class_weights.name != "none" or federated.enabled
     if stats is None and needs_stats:

@@ -88,6 +88,7 @@ def eqlv2_loss(
     gamma: float = 12.0,
     mu: float = 0.8,
     alpha: float = 4.0,
+    targets: Tensor | None = None,
     reduction: Reduction = "proposals",
 ) -> Tensor:
     """Equalization Loss v2 (arXiv:2012.08548): sigmoid cross-entropy, its two sides
@@ -106,11 +107,13 @@ def eqlv2_loss(
         gamma: positive, steepness of f.
         mu: where f is one half.
         alpha: 0 or more.
+        targets: (R, K + 1) in [0, 1], in place of the one-hot ones of `gt_classes`.
         reduction: as in :func:`sigmoid_loss`, for (R, K + 1).
     """
     check_inputs(logits, gt_classes, pos_grads=(pos_grads, -1), neg_grads=(neg_grads, -1))
     logits = at_least_float32(logits)
-    targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
+    if targets is None:
+        targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
     elements = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     weights = _eqlv2_weights(targets, pos_grads, neg_grads, gamma, mu, alpha)
     return reduce_losses(elements * weights, reduction)
@@ -126,18 +129,21 @@ def eqlv2_gradients(
     gamma: float = 12.0,
     mu: float = 0.8,
     alpha: float = 4.0,
+    targets: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return what one batch adds to the accumulators of :func:`eqlv2_loss`.
 
     Args:
         weights: further factors on the elements of the loss, broadcast to (R, K + 1), which the
             gradients then have too.
+        targets: as of :func:`eqlv2_loss`.
 
     Returns:
         (K,) sums over the rows of the absolute gradients at positive and at negative logits.
     """
     logits = at_least_float32(logits)
-    targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
+    if targets is None:
+        targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
     grads = (logits.sigmoid() - targets).abs()
     grads = grads * _eqlv2_weights(targets, pos_grads, neg_grads, gamma, mu, alpha)
     if weights is not None:
@@ -268,6 +274,10 @@ class EQLv2(Loss):
     def arguments(cls, training: TrainingClasses) -> dict[str, Any]:
         return {"num_classes": training.num_classes}
 
+    def targets(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
+        """Return the (R, K + 1) targets of the loss and its gradients."""
+        return F.one_hot(gt_classes, logits.shape[1]).to(at_least_float32(logits))
+
     def elements(self, logits: Tensor, gt_classes: Tensor, state: State) -> Tensor:
         return eqlv2_loss(
             logits,
@@ -277,6 +287,7 @@ class EQLv2(Loss):
             gamma=self._options.gamma,
             mu=self._options.mu,
             alpha=self._options.alpha,
+            targets=self.targets(logits, gt_classes, state),
             reduction="none",
         )
 
@@ -292,4 +303,5 @@ class EQLv2(Loss):
             gamma=self._options.gamma,
             mu=self._options.mu,
             alpha=self._options.alpha,
+            targets=self.targets(logits, gt_classes, state),
         )

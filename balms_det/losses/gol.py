@@ -32,7 +32,9 @@ def gumbel_optimised_loss(
         BCE(p_j, y_j), p_j = exp(-exp(-z_j)), elements dropped as in :func:`drop_loss`
 
     In training, as in the authors' code, z is clamped to [-4, 10], beyond which it has no gradient.
-    The balancing of the released GOL models is DropLoss's.
+    The balancing of the released GOL models is DropLoss's. The gradient is that of the formula. The
+    authors' goes through PyTorch's cross-entropy of probabilities, which divides by p (1 - p) or
+    1e-12, whichever is larger: below z = -3.3 a positive element has almost no gradient there.
 
     Args:
         logits: (R, K).

@@ -41,7 +41,8 @@ def ldam_loss(
         -log [ exp(s (z_y - D_y)) / (exp(s (z_y - D_y)) + sum_{j != y} exp(s z_j)) ]
 
     Args:
-        logits: (R, K + 1), the scaled s z. In the authors' code z is a cosine and s = 30.
+        logits: (R, K + 1), the scaled s z. In the authors' code z is a cosine without a bias, and
+            s = 30.
         gt_classes: (R,) in [0, K].
         margins: (K + 1,) D, from :func:`ldam_margins`.
         scale: s, positive; turns margins of z into margins of the logits.

@@ -56,12 +56,14 @@ class TrainingClasses:
         stats: class statistics of the training set, or None where they are unknown.
         count_by: what n_j counts, "instances" or "images".
         logit_scale: factor that a cosine classifier puts on its cosines; 1 for a linear one.
+        iteration: returns the iteration that training has come to; None where nothing is deferred.
     """
 
     num_classes: int
     stats: ClassStats | None
     count_by: CountBy = "instances"
     logit_scale: float = 1.0
+    iteration: Callable[[], int] | None = None
 
     @property
     def known(self) -> ClassStats:
@@ -86,8 +88,8 @@ class TrainingClasses:
 
     @property
     def image_freq(self) -> Tensor:
-        """(K,) fraction of the images that contain each class."""
-        return torch.tensor(self.known.image_counts) / max(self.known.num_images, 1)
+        """(K,) fraction of the annotated images that contain each class."""
+        return torch.tensor(self.known.image_counts) / max(self.known.num_annotated_images, 1)
 
 
 class Loss(nn.Module):

@@ -21,6 +21,39 @@ from balms_det.losses.plain import softmax_loss
 from balms_det.options import AT_LEAST_0, Options, Range, option
 
 
+def seesaw_logits(
+    logits: Tensor,
+    gt_classes: Tensor,
+    class_samples: Tensor,
+    *,
+    p: float = 0.8,
+    q: float = 2.0,
+    eps: float = 1e-2,
+    objectness: bool = True,
+) -> Tensor:
+    """Return the logits whose softmax is Seesaw's: z_j + log S_yj, in background rows z_j.
+
+    Arguments as of :func:`seesaw_loss`.
+
+    Returns:
+        (R, K) with objectness, else (R, K + 1).
+    """
+    logits = at_least_float32(logits)
+    num_classes = len(class_samples)
+    columns = num_classes if objectness else num_classes + 1
+    classes = logits[:, :columns]
+    is_background = gt_classes == num_classes
+    y = gt_classes.clamp(max=num_classes - 1)  # of background rows, whose factors are then dropped
+    log_samples = class_samples.clamp(min=1).to(logits).log()
+    log_probs = classes.detach().log_softmax(dim=1)[:, :num_classes]
+    log_prob_y = log_probs.gather(1, y[:, None]).clamp(min=math.log(eps))
+    mitigation = p * (log_samples - log_samples[y][:, None]).clamp(max=0)
+    compensation = q * (log_probs - log_prob_y).clamp(min=0)
+    # Both are zero at j = y.
+    log_factors = (mitigation + compensation).masked_fill(is_background[:, None], 0)
+    return classes + F.pad(log_factors, (0, columns - num_classes))
+
+
 def seesaw_loss(
     logits: Tensor,
     gt_classes: Tensor,
@@ -51,24 +84,15 @@ def seesaw_loss(
         reduction: as in :func:`softmax_loss`.
     """
     check_inputs(logits, gt_classes, class_samples=(class_samples, -2 if objectness else -1))
-    logits = at_least_float32(logits)
-    num_classes = len(class_samples)
-    columns = num_classes if objectness else num_classes + 1
-    classes = logits[:, :columns]
-    is_background = gt_classes == num_classes
-    y = gt_classes.clamp(max=num_classes - 1)  # of background rows, whose factors are then dropped
-    log_samples = class_samples.clamp(min=1).to(logits).log()
-    log_probs = classes.detach().log_softmax(dim=1)[:, :num_classes]
-    log_prob_y = log_probs.gather(1, y[:, None]).clamp(min=math.log(eps))
-    mitigation = p * (log_samples - log_samples[y][:, None]).clamp(max=0)
-    compensation = q * (log_probs - log_prob_y).clamp(min=0)
-    # Both are zero at j = y.
-    log_factors = (mitigation + compensation).masked_fill(is_background[:, None], 0)
-    classes = classes + F.pad(log_factors, (0, columns - num_classes))
+    classes = seesaw_logits(
+        logits, gt_classes, class_samples, p=p, q=q, eps=eps, objectness=objectness
+    )
     if not objectness:
         return softmax_loss(classes, gt_classes, reduction=reduction)
+    num_classes = len(class_samples)
     rows = F.cross_entropy(classes, gt_classes, reduction="none", ignore_index=num_classes)
-    rows = rows + softmax_loss(logits[:, columns:], is_background.long(), reduction="none")
+    is_background = (gt_classes == num_classes).long()
+    rows = rows + softmax_loss(logits[:, num_classes:], is_background, reduction="none")
     return reduce_losses(rows, reduction)
 
 

@@ -16,8 +16,8 @@ class TailOptions(Options):
     tail_threshold: float = option(
         "TAIL_THRESHOLD",
         0.0011,
-        "Tail classes are in less than this fraction of the images (lambda of Equalization Loss, "
-        "DropLoss and GOL). The papers take 0.00176 for LVIS v0.5.",
+        "Tail classes are in less than this fraction of the annotated images (lambda of "
+        "Equalization Loss, DropLoss and GOL). The papers take 0.00176 for LVIS v0.5.",
         allowed=FRACTION,
         source="authors' code of arXiv:2003.05176 and 2207.09972, LVIS v1",
     )
@@ -40,7 +40,7 @@ class TailLoss(Loss):
     ) -> None:
         """
         Args:
-            image_freq: (K,) fraction of the training images that contain each class.
+            image_freq: (K,) fraction of the annotated training images that contain each class.
             tail_threshold: classes below are tail classes, in [0, 1].
         """
         super().__init__()

@@ -19,7 +19,8 @@ Iteration = Callable[[], int]
 class ClassWeightsOptions(Options):
     """Factor on the loss of each RoI by its class, on top of any loss.
 
-    The background's factor is 1 and the foreground classes' factors have a mean of 1.
+    The background's factor is 1. NORMALISE says over what the foreground classes' factors have a
+    mean of 1, and so how much the foreground weighs beside the background.
     """
 
     name: str = option(
@@ -37,6 +38,15 @@ class ClassWeightsOptions(Options):
         "beta of the effective number.",
         allowed=Range(lambda beta: 0 <= beta < 1, "0 or more, less than 1"),
         source="arXiv:1901.05555, large-scale data sets",
+    )
+    normalise: str = option(
+        "CLASS_WEIGHTS.NORMALISE",
+        "instances",
+        'What the factors have a mean of 1 over: "instances" of the training set; the foreground '
+        'RoIs of each "batch", as the weighted mean of LDAM-DRW\'s authors; or "classes" (code of '
+        "the Class-Balanced loss), which with a long tail leaves the instances of frequent classes "
+        'factors near 0. "learned" is always over the batch.',
+        allowed=Choices(("instances", "batch", "classes")),
     )
     start_iter: int = option(
         "CLASS_WEIGHTS.START_ITER",
@@ -107,6 +117,24 @@ def effective_number_weights(class_counts: Tensor, *, beta: float) -> Tensor:
     return weights / weights.mean()
 
 
+def normalised_over_instances(weights: Tensor, instance_counts: Tensor) -> Tensor:
+    """Scale class weights to a mean of one over the training instances.
+
+    Weights with a mean of one over *classes* put most of their sum on rare classes: with the counts
+    of LVIS, the mean factor of a foreground instance is then near 0.01, and nearly all of the loss
+    is the background's.
+
+    Args:
+        weights: (K,) positive.
+        instance_counts: (K,) training instances of each class, 0 or more.
+
+    Returns:
+        (K,) float64; `weights` where there is no instance.
+    """
+    weights, counts = weights.to(torch.float64), instance_counts.to(torch.float64)
+    return weights * counts.sum() / (weights * counts).sum() if counts.any() else weights
+
+
 def federated_classes(gt_classes: Tensor, rates: Tensor, num_sampled: int) -> Tensor:
     """Return the classes of the federated loss: the batch's own, and others drawn by `rates`.
 
@@ -140,15 +168,25 @@ class ClassWeights(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, weights: Tensor, start_iter: int, iteration: Iteration | None) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        start_iter: int,
+        iteration: Iteration | None,
+        *,
+        per_batch: bool = False,
+    ) -> None:
         """
         Args:
             weights: (K,) factors of the foreground classes.
             start_iter: training iteration from which they apply; before it, every factor is one
                 (deferred re-weighting, arXiv:1906.07413).
             iteration: that training has come to; None where `start_iter` is 0.
+            per_batch: whether the factors of the foreground rows of each batch are divided by their
+                mean.
         """
         super().__init__()
+        self._per_batch = per_batch
         weights = F.pad(weights, (0, 1), value=1).to(torch.get_default_dtype())
         self.register_buffer("weights", weights, persistent=False)
         self._start_iter = start_iter
@@ -156,8 +194,15 @@ class ClassWeights(nn.Module):
 
     def forward(self, gt_classes: Tensor) -> Tensor | None:
         """Return (R,) factors, or None before they apply."""
-        begun = has_begun(self._start_iter, self._iteration)
-        return self.weights[gt_classes] if begun else None
+        if not has_begun(self._start_iter, self._iteration):
+            return None
+        factors = self.weights[gt_classes]
+        if not self._per_batch:
+            return factors
+        foreground = gt_classes < len(self.weights) - 1
+        total = (factors * foreground).sum()
+        # Without a foreground row, the total is zero and no factor is divided by it.
+        return torch.where(foreground, factors * (foreground.sum() / total), factors)
 
 
 class LearnedClassWeights(nn.Module):
@@ -217,7 +262,11 @@ def build_class_weights(
         weights = inverse_frequency_weights(training.counts)
     else:
         weights = effective_number_weights(training.counts, beta=options.beta)
-    return ClassWeights(weights, options.start_iter, iteration)
+    if options.normalise == "instances":
+        instances = torch.tensor(training.known.instance_counts)
+        weights = normalised_over_instances(weights, instances)
+    per_batch = options.normalise == "batch"
+    return ClassWeights(weights, options.start_iter, iteration, per_batch=per_batch)
 
 
 def build_federated(

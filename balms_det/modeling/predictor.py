@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import (
     Calibration,
-    CalibrationOptions,
+    LogitNormalisation,
+    TauNormalisation,
     build_calibration,
-    tau_normalized_logits,
+    build_logit_calibration,
 )
 from balms_det.classifier import choose_classifier
 from balms_det.losses.criterion import Criterion, build_criterion
@@ -64,7 +65,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
         classifier: Callable[[int, int], nn.Linear] = nn.Linear,
         prior_prob: float = 0.001,
         calibration: Calibration | None = None,
-        tau_norm: float = 0.0,
+        logit_calibration: TauNormalisation | LogitNormalisation | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -76,13 +77,13 @@ class LongTailPredictor(FastRCNNOutputLayers):
                 outputs.
             prior_prob: initial probability of every class under a sigmoid, in (0, 1).
             calibration: correction of the probabilities at test time.
-            tau_norm: tau of the tau-normalisation of the classifier at test time.
+            logit_calibration: correction of the foreground logits at test time.
             kwargs: of :class:`FastRCNNOutputLayers`.
         """
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.criterion = criterion
         self.calibration = calibration
-        self._tau_norm = tau_norm
+        self.logit_calibration = logit_calibration
         activation = criterion.activation
         self.cls_score = classifier(self.cls_score.in_features, activation.num_logits(num_classes))
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -96,7 +97,6 @@ class LongTailPredictor(FastRCNNOutputLayers):
         criterion = build_criterion(
             long_tail, cfg.MODEL.ROI_HEADS.NUM_CLASSES, stats, training_iteration
         )
-        options = CalibrationOptions.from_node(long_tail)
         return {
             **super().from_config(cfg, input_shape),
             "criterion": criterion,
@@ -105,7 +105,7 @@ class LongTailPredictor(FastRCNNOutputLayers):
             "calibration": build_calibration(
                 long_tail, stats, exclusive=criterion.activation.exclusive
             ),
-            "tau_norm": options.strength if options.name == "tau_norm" else 0.0,
+            "logit_calibration": build_logit_calibration(cfg),
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | ClassDeltas]:
@@ -220,20 +220,14 @@ class LongTailPredictor(FastRCNNOutputLayers):
         inference needs them.
         """
         logits, _ = predictions
-        if self._tau_norm:
-            logits = self._tau_normalized(logits)
+        if self.logit_calibration is not None:
+            foreground, others = logits.float().tensor_split([self.num_classes], dim=1)
+            foreground = self.logit_calibration(foreground, self.cls_score)
+            logits = torch.cat([foreground, others], dim=1)
         probs = self.criterion.activation.probs(logits)
         if self.calibration is not None:
             probs = self.calibration(probs)
         return probs.split([len(p) for p in proposals])
-
-    def _tau_normalized(self, logits: Tensor) -> Tensor:
-        weight, bias = self.cls_score.weight, self.cls_score.bias
-        foreground = slice(None, self.num_classes)
-        normalized = tau_normalized_logits(
-            logits[:, foreground].float(), weight[foreground], bias[foreground], self._tau_norm
-        )
-        return torch.cat([normalized, logits[:, self.num_classes :].float()], dim=1)
 
 
 def class_stats_for(num_classes: int, path: str) -> ClassStats | None:

@@ -55,6 +55,25 @@ def _posthoc(base: str, name: str, strength: float) -> Method:
     )
 
 
+def _weighted(config: str, over: str) -> Method:
+    opts = {f"{LONG_TAIL}.LOSS.CLASS_WEIGHTS.NORMALISE": over}
+    title = {"cbw": "1 / n_j", "cb": "effective number"}[config]
+    return Method(f"{config}_{over}", f"{title}, mean 1 over {over}", config, opts, stage="joint")
+
+
+def _fracal(base: str) -> Method:
+    title = f"{METHODS[base].title} + FRACAL"
+    # The loss is the base's.
+    opts = {f"{LONG_TAIL}.LOSS.NAME": METHODS[base].lines()[f"{LONG_TAIL}.LOSS.NAME"]}
+    return Method(f"{base}_fracal", title, "fracal", opts, stage="test", base=base)
+
+
+def _pcb(config: str, title: str) -> Method:
+    # Authors: epoch 17 of 24.
+    opts = {f"{LONG_TAIL}.LOSS.PCB.START_ITER": Share(17 / 24)}
+    return Method(config, f"{title} + Pairwise Class Balance", config, opts, stage="joint")
+
+
 _LATE = Share(2 / 3)
 _FROZEN_LATE = {
     f"{_DECOUPLE}.ENABLED": True,
@@ -203,6 +222,45 @@ ABLATIONS = {
                 base="softmax",
             )
             for threshold in (1e-6, 0.02, 0.0667, 0.2, 1.0)
+        ),
+    ),
+    "class_weights": Ablation(
+        "Over what should class weights have a mean of one?",
+        (
+            *(
+                _weighted(config, over)
+                for config in ("cbw", "cb")
+                for over in ("instances", "classes")
+            ),
+            Method(
+                "ldam_drw",
+                "LDAM-DRW, mean 1 over the batch",
+                "ldam_drw",
+                {f"{LONG_TAIL}.LOSS.CLASS_WEIGHTS.START_ITER": _LATE},
+                stage="joint",
+            ),
+        ),
+    ),
+    "recent": Ablation(
+        "What do FRACAL and Pairwise Class Balance add?",
+        (
+            *(_fracal(base) for base in ("softmax", "rfs", "sigmoid_rfs", "balsig")),
+            _pcb("softmax_pcb", "softmax, RFS"),
+            _pcb("seesaw_pcb", "Seesaw"),
+            _pcb("eqlv2_pcb", "Equalization Loss v2"),
+        ),
+    ),
+    "boxes": Ablation(
+        "Are boxes better when all classes share their regression?",
+        tuple(
+            Method(
+                f"balsig_{kind}",
+                f"Balanced Sigmoid, {kind.replace('_', '-')} boxes",
+                "balsig",
+                {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": kind == "class_agnostic"},
+                stage="joint",
+            )
+            for kind in ("class_specific", "class_agnostic")
         ),
     ),
     "execution": Ablation(
