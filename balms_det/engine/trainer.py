@@ -45,7 +45,7 @@ from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.class_stats import training_class_stats
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
-from balms_det.engine.hooks import FreezeLate
+from balms_det.engine.hooks import FreezeLate, PutPendingScalars
 from balms_det.engine.meta import build_meta_learning
 from balms_det.evaluation import LVISEvaluator
 from balms_det.modeling import (
@@ -116,6 +116,7 @@ class LongTailTrainer:
             else None,
             # After the checkpointer, so that an evaluation that fails can be repeated.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            PutPendingScalars(),
             # Last, so that it writes the metrics of the evaluation.
             hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER), period=20)
             if main
