@@ -122,7 +122,7 @@ def test_winograds_convolution_has_no_second_derivative():
         first.sum().backward()
 
 
-@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm])
 @pytest.mark.parametrize("bias", [True, False])
 def test_folded_norms_change_nothing(norm, bias):
     layer = norm(4)
