@@ -67,6 +67,13 @@ def emulated(device):
     return device
 
 
+@pytest.fixture
+def two_devices(device):
+    """Each of two processes has a device: the CPU, or a GPU of its own."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("each process of a training needs a GPU of its own")
+
+
 # The tests' tensors are small: threads cost more than they give.
 torch.set_num_threads(1)
 

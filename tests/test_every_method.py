@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from second_device import name_of_device
 from tiny_model import tiny_cfg
 
 from balms_det.calibration import CALIBRATIONS
@@ -51,7 +52,7 @@ DATA = [
     "DATASETS.TRAIN", f"('{NAMES['train']}',)", "DATASETS.TEST", f"('{NAMES['val']}',)",
     "DATALOADER.NUM_WORKERS", 0, "MODEL.ROI_HEADS.NUM_CLASSES", NUM_CLASSES,
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "INPUT.MASK_FORMAT", "bitmask",
-    "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "MODEL.DEVICE", "cpu",
+    "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "MODEL.DEVICE", name_of_device(),
 ]  # fmt: skip
 
 
@@ -88,6 +89,16 @@ def test_every_loss(glyphs, tmp_path, name):
     trainer = train_and_evaluate(small(f"{LOSS}.NAME", name), tmp_path)
     untrained = build_long_tail_model(trainer.cfg, None).roi_heads.box_predictor.cls_score
     assert not torch.equal(trainer.model.roi_heads.box_predictor.cls_score.bias, untrained.bias)
+
+
+@pytest.mark.e2e
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_in_mixed_precision(glyphs, tmp_path, name):
+    trainer = train_and_evaluate(small(f"{LOSS}.NAME", name, "SOLVER.AMP.ENABLED", True), tmp_path)
+    scaler = trainer.loop.grad_scaler
+    assert scaler.is_enabled() and scaler.get_scale() == 2.0**16  # no step was left out
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,8 @@ def tiny(*opts):
     model = build_model(cfg)
     with torch.no_grad():
         for _ in range(3):
-            model.backbone(torch.randn(2, 3, 64, 64))  # the batch norms' statistics
+            # The batch norms' statistics.
+            model.backbone(torch.randn(2, 3, 64, 64).to(model.device))
     return model, cfg.MODEL.LONG_TAIL.INFERENCE
 
 
