@@ -2,11 +2,15 @@
 
 import copy
 
+import host_waits
 import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from tiny_model import stats_file, tiny_cfg
 from torch import nn
 
+from balms_det.engine import LongTailCheckpointer
 from balms_det.engine.trainer import build_optimizer
 from balms_det.losses.registry import LOSSES
 from balms_det.modeling import criterion_from_options
@@ -42,6 +46,7 @@ def test_the_scale_of_the_loss_does_not_change_the_step(device, optimizer, clip)
 
 
 K = 40
+SPECIFIC = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False)
 
 
 def loss_of(name, logits, gt_classes, folder, *, steps=2):
@@ -96,3 +101,46 @@ def test_losses_of_half_precision_are_those_of_double(device, tmp_path, name, sc
         torch.testing.assert_close(
             actual[3][buffer], tensor.to(actual[3][buffer]), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.fixture(scope="module")
+def training_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed_precision")
+    with host_waits.training_set(folder):
+        yield folder
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_in_mixed_precision(training_set, tmp_path, name):
+    options = (host_waits.LOSS, name, "SOLVER.AMP.ENABLED", True)
+    loop = host_waits.trainer_of(tmp_path, *options).loop
+    with EventStorage(0) as loop.storage:
+        for loop.iter in range(2):
+            loop.run_step()  # which refuses a loss that is not finite
+    assert loop.grad_scaler.get_scale() == 2.0**16  # no step was left out
+    assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
+
+
+@pytest.mark.gpu
+def test_a_checkpoint_moves_between_devices(training_set, tmp_path, device):
+    """Model, optimizer, gradient scaler and running state, from a GPU to the host and back."""
+    options = (host_waits.LOSS, "eqlv2", "SOLVER.AMP.ENABLED", True)
+    first, second = (host_waits.trainer_of(tmp_path / name, *options) for name in "ab")
+    with EventStorage(0) as first.loop.storage:
+        first.loop.iter = 0
+        first.loop.run_step()
+    first.checkpointer.save("moved")
+    stored = torch.load(tmp_path / "a/moved.pth", map_location="cpu", weights_only=True)
+    assert stored["model"]["roi_heads.box_predictor.criterion.pos_grads"].device.type == "cpu"
+    on_host = build_model(tiny_cfg(*options[:2], "MODEL.DEVICE", "cpu", *SPECIFIC))
+    LongTailCheckpointer(on_host).load(str(tmp_path / "a/moved.pth"))
+    second.checkpointer.load(str(tmp_path / "a/moved.pth"))
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(on_host.state_dict()[name], tensor.cpu()), name
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+    momenta = [list(t.loop.optimizer.state.values()) for t in (first, second)]
+    for ours, theirs in zip(*momenta, strict=True):
+        assert ours["momentum_buffer"].device.type == device.type
+        assert torch.equal(ours["momentum_buffer"], theirs["momentum_buffer"])
+    assert second.loop.grad_scaler.state_dict() == first.loop.grad_scaler.state_dict()
