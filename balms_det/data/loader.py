@@ -20,6 +20,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_metadata_co
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from balms_det.data.augmentation import train_augmentations
 from balms_det.data.cache import CachedDataset, CachedDatasets
 from balms_det.data.catalog import cached_dataset, check_num_classes, check_registered
 from balms_det.data.samplers import MetaTrainingSampler, build_train_sampler
@@ -32,7 +33,18 @@ _SAMPLERS_THAT_LOAD = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampl
 
 
 class LongTailDatasetMapper(DatasetMapper):
-    """Detectron2's mapper; a image or mask that cannot be used is an InputError naming it."""
+    """Detectron2's mapper, with the augmentations of INPUT.SCALE_JITTER and INPUT.COLOR_JITTER; an
+    image or mask that cannot be used is an InputError naming it."""
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        arguments: dict[str, Any] = super().from_config(cfg, is_train)
+        if is_train and "SCALE_JITTER" in cfg.INPUT:  # not in a configuration of Detectron2 alone
+            arguments["augmentations"] = train_augmentations(cfg, arguments["augmentations"])
+            if len(cfg.INPUT.SCALE_JITTER.RANGE):
+                # The box of a cropped object is smaller than its box that is cropped.
+                arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         file_name = dataset_dict["file_name"]

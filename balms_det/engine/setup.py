@@ -10,6 +10,7 @@ from balms_det.config import add_balms_config, merge_config_files
 from balms_det.config.checks import merge_config
 from balms_det.data import register_dataset
 from balms_det.engine.validate import validate_config
+from balms_det.modeling.efficientnet_lite import set_input
 
 
 def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -53,6 +54,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
     validate_config(cfg)
+    set_input(cfg)
     for name, json_file, image_root in args.dataset:
         register_dataset(name, json_file, image_root)
     return cfg
