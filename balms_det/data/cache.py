@@ -202,12 +202,17 @@ def open_annotations(json_file: str | os.PathLike[str]) -> AnnotationCache:
         return AnnotationCache(path)
 
 
-def _cache_path(digest: "hashlib._Hash") -> Path:
+def cache_directory() -> Path:
+    """Return the directory of this package's caches, which may not exist yet."""
     folder = os.environ.get(CACHE_VARIABLE)
     if not folder:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join(caches, "balms_det")
-    return Path(folder, f"annotations-v{_VERSION}-{digest.hexdigest()[:32]}.cache").absolute()
+    return Path(folder).absolute()
+
+
+def _cache_path(digest: "hashlib._Hash") -> Path:
+    return cache_directory() / f"annotations-v{_VERSION}-{digest.hexdigest()[:32]}.cache"
 
 
 def _digest(path: str | os.PathLike[str]) -> "hashlib._Hash":

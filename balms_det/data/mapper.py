@@ -10,6 +10,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 
+from balms_det.data.augmentation import train_augmentations
 from balms_det.data.images import read_image
 from balms_det.runtime.errors import InputError
 
@@ -19,31 +20,15 @@ class LongTailDatasetMapper(DatasetMapper):
 
     An image that cannot be used is an InputError that names it. Masks are polygons where
     INPUT.MASK_FORMAT says so and all masks of the image are polygons; otherwise they are bitmasks.
-    Objects without a mask are left out where masks are trained. INPUT.LARGE_SCALE_JITTER takes the
-    place of Detectron2's resizing.
+    Objects without a mask are left out where masks are trained. INPUT.LARGE_SCALE_JITTER and
+    INPUT.COLOR_JITTER augment training images.
     """
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         arguments: dict[str, Any] = super().from_config(cfg, is_train)
-        jitter = cfg.INPUT.LARGE_SCALE_JITTER
-        if not is_train or not jitter.SIZE:
-            return arguments
-        if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask":
-            raise InputError(
-                f"INPUT.LARGE_SCALE_JITTER.SIZE is {jitter.SIZE}, whose crops need bit masks, but "
-                f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT!r}; set it to 'bitmask'"
-            )
-        resize = next(
-            place
-            for place, augmentation in enumerate(arguments["augmentations"])
-            if isinstance(augmentation, T.ResizeShortestEdge)
-        )
-        arguments["augmentations"][resize : resize + 1] = [
-            T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
-            # The padding belongs to no object.
-            T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), seg_pad_value=0),
-        ]
+        if is_train and "LARGE_SCALE_JITTER" in cfg.INPUT:  # absent from Detectron2's own keys
+            arguments["augmentations"] = train_augmentations(cfg, arguments["augmentations"])
         return arguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

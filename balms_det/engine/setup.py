@@ -13,6 +13,7 @@ from balms_det.config.effects import warn_of_keys_without_effect
 from balms_det.config.values import fitted_overrides
 from balms_det.data import register_dataset
 from balms_det.engine.validate import validate_config
+from balms_det.modeling.efficientnet_lite import set_input
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -31,6 +32,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's mixed precision is for CUDA only.
     validate_config(cfg)
+    set_input(cfg)
     warn_of_keys_without_effect(cfg)
     _register(cfg, args.dataset)
     return cfg

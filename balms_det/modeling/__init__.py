@@ -1,6 +1,10 @@
-"""ROI heads and losses. Importing this registers the ROI heads with Detectron2."""
+"""ROI heads, losses and a backbone. Importing this registers them with Detectron2."""
 
 from balms_det.modeling.class_stats import provide_class_stats
+from balms_det.modeling.efficientnet_lite import (
+    EfficientNetLite,
+    build_efficientnet_lite_fpn_backbone,
+)
 from balms_det.modeling.fast.execution import (
     PRECISIONS,
     prepared_for_inference,
@@ -15,10 +19,12 @@ from balms_det.modeling.roi_heads import LongTailCascadeROIHeads, LongTailROIHea
 
 __all__ = [
     "PRECISIONS",
+    "EfficientNetLite",
     "LongTailCascadeROIHeads",
     "LongTailMaskHead",
     "LongTailPredictor",
     "LongTailROIHeads",
+    "build_efficientnet_lite_fpn_backbone",
     "criterion_from_options",
     "prepared_for_inference",
     "provide_class_stats",

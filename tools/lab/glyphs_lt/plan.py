@@ -5,8 +5,6 @@ predecessors included.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from balms_det.config import add_balms_config, config_file
 from balms_det.engine.feature_cache.extraction import VERSION as CACHE_VERSION
 from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions
+from lab.glyphs_lt.data import Files, Photographs, data_files, digest
 from lab.glyphs_lt.methods import METHODS, Method, Share
 from lab.glyphs_lt.suites import Suite
 
@@ -47,6 +46,7 @@ class Workspace:
         workers: processes that draw data sets.
         arguments: further ones of its command line, such as ``--num-gpus 8``.
         deadline: of time.monotonic(), at which a run is stopped; it can be continued later.
+        photos: directory of the photographs, for suites of them.
     """
 
     root: Path
@@ -54,6 +54,7 @@ class Workspace:
     workers: int = 1
     arguments: tuple[str, ...] = ()
     deadline: float = float("inf")
+    photos: Path | None = None
 
     def run(self, arguments: Sequence[str], log: Path, threads: int | None) -> None:
         """One run of tools/train_net.py.
@@ -99,12 +100,14 @@ class Run:
         suite, method: what.
         seed: of everything random but the data.
         ablation: "" for the main comparison.
+        fold: that is validated on; None for glyphs, and for all folds of photographs together.
     """
 
     suite: Suite
     method: Method
     seed: int
     ablation: str = ""
+    fold: int | None = None
 
     @property
     def stage(self) -> str:
@@ -122,11 +125,19 @@ class Run:
         """The run whose detector this one starts from; None for joint training."""
         if self.stage == "joint":
             return None
-        return Run(self.suite, METHODS[self.method.base or self.suite.base], self.seed)
+        method = METHODS[self.method.base or self.suite.base]
+        return Run(self.suite, method, self.seed, fold=self.fold)
 
     @property
-    def data(self) -> GlyphOptions:
+    def data(self) -> GlyphOptions | Photographs:
         return dataclasses.replace(self.suite.data, **self.method.data)
+
+    @property
+    def parts(self) -> list["Run"]:
+        """The trainings that the run consists of: one of each fold, or itself."""
+        if not isinstance(self.suite.data, Photographs) or self.fold is not None:
+            return [self]
+        return [dataclasses.replace(self, fold=fold) for fold in range(self.suite.data.folds)]
 
     def stored(self, runs_dir: Path) -> Path:
         """Where the result is stored."""
@@ -167,6 +178,8 @@ class Run:
             "pretraining_iters": self.suite.pretraining_iters,
             "stored": self.suite.stored,
         }
+        if self.fold is not None:
+            content["fold"] = self.fold
         return digest(content)
 
 
@@ -174,6 +187,12 @@ def is_stored(run: Run, runs_dir: Path) -> bool:
     """Return whether the result of exactly this run is among the stored ones."""
     path = run.stored(runs_dir)
     return path.is_file() and bool(read(path)["key"] == run.key())
+
+
+def files_of(run: Run, workspace: Workspace) -> Files:
+    """Return the annotation files of a training."""
+    root = workspace.root / "data"
+    return data_files(run.data, run.fold, root, workspace.photos, workspace.workers)
 
 
 def output_dir(run: Run, workspace: Workspace) -> Path:
@@ -203,8 +222,3 @@ def _configuration(name: str) -> Any:
 def read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = orjson.loads(path.read_bytes())
     return content
-
-
-def digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,14 +10,12 @@ Several may be performed at the same time, by threads or by processes that share
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from filelock import FileLock
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.file import read_annotation_file
@@ -31,13 +29,13 @@ from balms_det.annotations.repeat_factors import (
 from balms_det.config import config_file
 from balms_det.data import load_dataset_dicts, register_dataset
 from balms_det.runtime.atomic_file import atomic_file
-from balms_det.synthetic import GlyphOptions, annotation_path, generate
 from lab.glyphs_lt import record
+from lab.glyphs_lt.data import Files, Photographs, alone, data_files, digest, pooled_annotations
 from lab.glyphs_lt.plan import (
     Run,
     Workspace,
     configured,
-    digest,
+    files_of,
     is_stored,
     output_dir,
     predictions_file,
@@ -68,9 +66,9 @@ def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> di
     path = run.stored(runs_dir)
     if is_stored(run, runs_dir):
         return read(path)
-    output = _trained(run, workspace)
+    outputs = [_trained(part, workspace) for part in run.parts]
     with _scoring:
-        result = _result(run, workspace, output, root)
+        result = _result(run, workspace, outputs, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(orjson.dumps(result, option=orjson.OPT_INDENT_2))
@@ -78,18 +76,22 @@ def perform(run: Run, workspace: Workspace, runs_dir: Path, *, root: Path) -> di
 
 
 def registered_data(run: Run, workspace: Workspace) -> tuple[str, Path]:
-    """Generate and register the validation set of a run; its name and annotation file."""
-    folder = _generated(run.data, workspace)
-    path = annotation_path(folder, "val")
+    """Register the validation set of a run, of all folds; return its name and annotation file."""
+    files = [files_of(part, workspace) for part in run.parts]
+    path = files[0].val
+    if isinstance(run.data, Photographs):
+        folder = workspace.root / "data" / run.suite.name
+        with alone(folder):
+            path = pooled_annotations(files, folder / "val.json")
     name = str(path)  # two workspaces may hold the same data
-    register_dataset(name, str(path), str(folder))
+    register_dataset(name, str(path), str(files[0].images))
     return name, path
 
 
 def _trained(run: Run, workspace: Workspace) -> Path:
     """Return the folder of the finished run, whose predictions are there."""
     output = output_dir(run, workspace)
-    with _alone(output):
+    with alone(output):
         if not (output / "inference" / "lvis_results.json").is_file():
             _train(run, workspace, output)
     return output
@@ -112,17 +114,17 @@ def _train(run: Run, workspace: Workspace, output: Path) -> None:
         options["MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE"] = (
             workspace.root / run.suite.name / "features"
         )
-    folder = _generated(run.data, workspace)
+    files = files_of(run, workspace)
     if run.method.sampled_counts:
-        options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, folder, output)
-    _train_net(mode, run.suite, folder, options, workspace)
+        options["MODEL.LONG_TAIL.STATS_FILE"] = _sampled_stats(run, files, output)
+    _train_net(mode, run.suite, files, options, workspace)
 
 
 def _starting_weights(run: Run, workspace: Workspace) -> Path | str:
     if run.base is not None:
         return _trained(run.base, workspace) / "model_final.pth"
     if run.suite.pretraining is None:
-        return ""
+        return str(configured(run.suite).MODEL.WEIGHTS)
     return _pretrained(run.suite, workspace)
 
 
@@ -139,43 +141,36 @@ def _pretrained(suite: Suite, workspace: Workspace) -> Path:
     key = digest([suite.name, suite.version, options, dataclasses.asdict(suite.pretraining)])
     output = workspace.root / suite.name / f"pretraining-{key}"
     checkpoint = output / "model_final.pth"
-    with _alone(output):
+    with alone(output):
         if not checkpoint.is_file():
-            folder = _generated(suite.pretraining, workspace)
+            root, workers = workspace.root / "data", workspace.workers
+            files = data_files(suite.pretraining, None, root, None, workers)
             options |= {"OUTPUT_DIR": output, "MODEL.WEIGHTS": ""}
-            _train_net("--resume", suite, folder, options, workspace)
+            _train_net("--resume", suite, files, options, workspace)
     return checkpoint
 
 
 def _train_net(
-    mode: str, suite: Suite, folder: Path, options: Mapping[str, Any], workspace: Workspace
+    mode: str, suite: Suite, files: Files, options: Mapping[str, Any], workspace: Workspace
 ) -> None:
-    """Run tools/train_net.py on the data set in `folder`."""
+    """Run tools/train_net.py on a data set."""
     output: Path = options["OUTPUT_DIR"]
+    names = configured(suite).DATASETS
     datasets = []
-    for split in ("train", "val"):
-        path = annotation_path(folder, split)
-        datasets += ["--dataset", f"glyphs_lt_{split}", str(path), str(folder)]
+    for name, path in ((names.TRAIN[0], files.train), (names.TEST[0], files.val)):
+        datasets += ["--dataset", name, str(path), str(files.images)]
     pairs = [str(word) for pair in options.items() for word in pair]
     arguments = [mode, "--config-file", config_file(suite.config), *datasets, *pairs]
     workspace.run(arguments, output / "stdout.txt", suite.threads)
     _remove_intermediate(output)
 
 
-def _generated(data: GlyphOptions, workspace: Workspace) -> Path:
-    """Return the folder of a data set, made if need be."""
-    folder = workspace.root / "data" / digest(dataclasses.asdict(data))
-    with _alone(folder):
-        generate(folder, data, workers=workspace.workers, progress=True)
-    return folder
-
-
-def _sampled_stats(run: Run, folder: Path, output: Path) -> Path:
+def _sampled_stats(run: Run, files: Files, output: Path) -> Path:
     """Class statistics with the counts that repeat factor sampling is expected to show."""
-    file = read_annotation_file(annotation_path(folder, "train"))
+    file = read_annotation_file(files.train)
     stats = ClassStats.from_annotation_file(file)
     images = ClassImages.from_dataset_dicts(
-        load_dataset_dicts(file, str(folder)), stats.num_classes
+        load_dataset_dicts(file, str(files.images)), stats.num_classes
     )
     threshold = configured(run.suite).DATALOADER.REPEAT_THRESHOLD
     factors = class_repeat_factors(image_frequency(images), threshold)
@@ -189,12 +184,28 @@ def _sampled_stats(run: Run, folder: Path, output: Path) -> Path:
     return path
 
 
-def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[str, Any]:
+def _pool_predictions(run: Run, workspace: Workspace) -> None:
+    """Write the predictions of all folds, whose images differ, as those of the run."""
+    if run.parts == [run]:
+        return
+    records: list[Any] = []
+    for part in run.parts:
+        records += orjson.loads(predictions_file(part, workspace).read_bytes())
+    path = predictions_file(run, workspace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(orjson.dumps(records))
+
+
+def _result(run: Run, workspace: Workspace, outputs: list[Path], root: Path) -> dict[str, Any]:
+    _pool_predictions(run, workspace)
     name, annotations = registered_data(run, workspace)
     categories = json.loads(annotations.read_bytes())["categories"]
     cfg = configured(run.suite)
     trained = run.stage != "test"
-    history = record.training_history(output) if trained else []
+    histories = [record.training_history(output) if trained else [] for output in outputs]
+    history = histories[0]
+    seconds = sum(map(record.training_seconds, histories)) / len(histories)
     scores = record.scores(
         name,
         predictions_file(run, workspace),
@@ -218,7 +229,7 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
         "commit": commit(root),
         **environment(threads=run.suite.threads),
         "iterations": 1 + history[-1]["iteration"] if history else 0,
-        "minutes_of_training": round(record.training_seconds(history) / 60, 2),
+        "minutes_of_training": round(seconds / 60, 2),
         "cap": cfg.TEST.DETECTIONS_PER_IMAGE,
         **scores,
         "classes": {
@@ -229,14 +240,6 @@ def _result(run: Run, workspace: Workspace, output: Path, root: Path) -> dict[st
     if not run.ablation:  # no image is drawn of it
         result["learning_curve"] = record.learning_curve(history)
     return result
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else makes what goes into `folder` meanwhile."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        yield
 
 
 def _remove_intermediate(output: Path) -> None:

@@ -1,4 +1,6 @@
-"""The two sizes of Glyphs-LT, frozen: data, schedule, and how predictions are scored.
+"""The suites, frozen: data, schedule, and how predictions are scored.
+
+Glyphs-LT has two sizes. ccp_lt_cpu is of real photographs, in three folds.
 
 A stored run tells the version of its suite. Whatever changes a number here raises it, and runs of
 another version are run again, never compared.
@@ -8,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from balms_det.runtime.errors import InputError
 from balms_det.synthetic import GlyphOptions
+from lab.glyphs_lt.data import Photographs
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,11 @@ class Suite:
         version: of all that follows and of the configuration file.
         config: file in ``configs/`` with the detector, the schedule of joint training and, as
             TEST.DETECTIONS_PER_IMAGE, the cap that the main table is scored with.
-        data: training set with LVIS v1's curve of counts, class-balanced validation set.
+        data: training set with LVIS v1's curve of counts, class-balanced validation set; or
+            photographs, of which every fold is validated on once.
         pretraining: a balanced set of other classes, on which the detector that all runs start from
-            was trained, as those for LVIS start from ImageNet; None to start from scratch.
+            was trained, as those for LVIS start from ImageNet; None to start from what the
+            configuration names, or from scratch.
         pretraining_iters: its schedule.
         second_stage_iters: the schedule of runs that train nothing but the classifier.
         base: the method whose detector these runs freeze.
@@ -37,7 +42,7 @@ class Suite:
     name: str
     version: int
     config: str
-    data: GlyphOptions
+    data: GlyphOptions | Photographs
     pretraining: GlyphOptions | None
     pretraining_iters: int
     second_stage_iters: int
@@ -110,7 +115,24 @@ GLYPHS_LT_GPU = Suite(
     class_budget=2000,
 )
 
-SUITES = {suite.name: suite for suite in (GLYPHS_LT_CPU, GLYPHS_LT_GPU)}
+CCP_LT_CPU = Suite(
+    name="ccp_lt_cpu",
+    version=1,
+    config="ccp_lt_cpu.yaml",
+    data=Photographs(classes=52, folds=3),
+    pretraining=None,
+    pretraining_iters=0,
+    second_stage_iters=3300,  # 10 epochs of 660 images
+    base="rfs",
+    joint=GLYPHS_LT_CPU.joint,
+    caps=(10, 20, 50, 300),
+    stored=300,
+    class_budget=500,
+    seeds=(1, 2),
+    threads=1,
+)
+
+SUITES = {suite.name: suite for suite in (GLYPHS_LT_CPU, GLYPHS_LT_GPU, CCP_LT_CPU)}
 
 
 def suite_named(name: str) -> Suite:
