@@ -59,7 +59,7 @@ def hotcoco_precision(
             [annotation["category_id"] for annotation in objects] + image["neg_category_ids"]
             for image, objects in zip(images, present, strict=True)
         ]
-        rows, masks = _judged_detections(predicted, judged, category_ids, task, max_dets)
+        rows, masks = judged_detections(predicted, judged, category_ids, task, max_dets)
         evaluation.update(
             images,
             [{field: ann[field] for field in fields} for objects in present for ann in objects],
@@ -73,7 +73,7 @@ def hotcoco_precision(
     return precision[..., 0]
 
 
-def _judged_detections(
+def judged_detections(
     predicted: Sequence[ImagePredictions | None],
     judged: Sequence[Sequence[int]],
     category_ids: np.ndarray,
@@ -96,21 +96,9 @@ def _judged_detections(
     if not some:
         return np.empty((0, 7)), []
     sizes = [len(prediction.scores) for _, prediction in some]
-    image = np.repeat([position for position, _ in some], sizes)
     scores = np.concatenate([prediction.scores for _, prediction in some])
     categories = np.concatenate([prediction.category_ids for _, prediction in some])
-
-    # Sorted by image, then score; and so the detections of an image are where they were.
-    order = np.lexsort((-scores, image))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = np.zeros(len(order), dtype=bool)
-    kept[order[rank < max_dets]] = True
-    is_judged = np.zeros((len(predicted), len(category_ids) + 1), dtype=bool)
-    judged_in = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
-    judged_ids = np.fromiter(itertools.chain.from_iterable(judged), np.int64, len(judged_in))
-    is_judged[judged_in, _class_indices(judged_ids, category_ids)] = True
-    is_judged[:, -1] = False
-    kept &= is_judged[image, _class_indices(categories, category_ids)]
+    kept = counted(predicted, judged, category_ids, max_dets)
 
     rows = np.empty((kept.sum(), 7))
     rows[:, 0] = np.repeat([prediction.image_id for _, prediction in some], sizes)[kept]
@@ -130,7 +118,40 @@ def _judged_detections(
     return rows[has_area], list(itertools.compress(masks, has_area))
 
 
-def _class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+def counted(
+    predicted: Sequence[ImagePredictions | None],
+    judged: Sequence[Sequence[int]],
+    category_ids: np.ndarray,
+    max_dets: int,
+) -> np.ndarray:
+    """Return which detections of some images count: bool (D,), in the order of the images.
+
+    Those are the best `max_dets` of an image, of classes that are judged in it. Arguments are those
+    of :func:`judged_detections`.
+    """
+    some = [(i, p) for i, p in enumerate(predicted) if p is not None and len(p.scores)]
+    if not some:
+        return np.zeros(0, dtype=bool)
+    sizes = [len(prediction.scores) for _, prediction in some]
+    image = np.repeat([position for position, _ in some], sizes)
+    scores = np.concatenate([prediction.scores for _, prediction in some])
+    categories = np.concatenate([prediction.category_ids for _, prediction in some])
+
+    # Sorted by image, then score; and so the detections of an image are where they were.
+    order = np.lexsort((-scores, image))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[rank < max_dets]] = True
+    is_judged = np.zeros((len(predicted), len(category_ids) + 1), dtype=bool)
+    judged_in = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
+    judged_ids = np.fromiter(itertools.chain.from_iterable(judged), np.int64, len(judged_in))
+    is_judged[judged_in, class_indices(judged_ids, category_ids)] = True
+    is_judged[:, -1] = False
+    kept &= is_judged[image, class_indices(categories, category_ids)]
+    return kept
+
+
+def class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
     """Return the position of each id in the ascending `category_ids` (K,), K if it is absent."""
     index = np.searchsorted(category_ids, ids)
     known = category_ids[np.minimum(index, len(category_ids) - 1)] == ids
