@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": "count the classes of a data set and draw its long tail",
     "check": "list every fault of a data set",
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
+    "report": "write a page that shows where a detector fails",
     "classify": "train and test a classifier on a long tail",
     "make-glyphs": "generate a long-tailed data set; nothing is downloaded",
     "keys": "explain the configuration keys",

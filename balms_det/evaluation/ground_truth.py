@@ -28,8 +28,18 @@ def read_ground_truth(path: str) -> AnnotationFile:
         InputError: a field is missing or contradicts another.
     """
     file = read_annotation_file(path)
-    if not file.annotations:
-        return file  # A test set: predictions are written, and nothing is scored.
+    if file.annotations:  # In a test set there are none: nothing is scored.
+        check_ground_truth(file)
+    return file
+
+
+def check_ground_truth(file: AnnotationFile) -> None:
+    """Check that a file that has been read has what LVIS's metrics need.
+
+    Raises:
+        InputError: a field is missing or contradicts another.
+    """
+    path = file.path
     remedy = "give an annotation file in LVIS v1 format"
     for section, records, fields in [
         ("image", file.images, ("neg_category_ids", "not_exhaustive_category_ids")),
@@ -61,7 +71,6 @@ def read_ground_truth(path: str) -> AnnotationFile:
                 f"{path}: an annotation has the id 0, which lvis-api takes for 'not matched'; "
                 "number the annotations from 1"
             )
-    return file
 
 
 def tasks_to_score(

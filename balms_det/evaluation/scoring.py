@@ -164,16 +164,18 @@ def _chunks(images: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def metrics(precision: np.ndarray, categories: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return Detectron2's nine metrics, in percent, from the precision (T, P, K, A)."""
+    """Return Detectron2's nine metrics, in percent, from the precision (T, P, K, A).
+
+    Those of sizes are left out where A is 1.
+    """
     frequencies = np.array([category["frequency"] for category in categories])
     all_sizes = precision[..., 0]
+    sizes = zip("sml", np.moveaxis(precision, 3, 0)[1:], strict=False)
     selections = {
         "AP": all_sizes,
         "AP50": all_sizes[0],
         "AP75": all_sizes[5],
-        "APs": precision[..., 1],
-        "APm": precision[..., 2],
-        "APl": precision[..., 3],
+        **{f"AP{size}": of_size for size, of_size in sizes},
         **{f"AP{group}": all_sizes[:, :, frequencies == group] for group in GROUP_NAMES},
     }
     return {name: _mean_percent(selection) for name, selection in selections.items()}
