@@ -24,22 +24,53 @@ PrecisionOf = Callable[[AnnotationFile, Sequence[ImagePredictions], str, int], n
 _IMAGES_PER_CHUNK = 256
 
 
-@gc_disabled()
 def hotcoco_precision(
     ground_truth: AnnotationFile, predictions: Sequence[ImagePredictions], task: str, max_dets: int
 ) -> np.ndarray:
-    """Return the precision (T, P, K, A), -1 where there is no ground truth, by hotcoco.
+    """Return the precision (T, P, K, A), -1 where there is no ground truth, by hotcoco."""
+    return precision_of(hotcoco_evaluation(ground_truth, predictions, task, max_dets))
 
-    A few images are scored at a time.
+
+def precision_of(evaluation: hotcoco.COCOeval) -> np.ndarray:
+    """Return the precision (T, P, K, A) of an evaluation with one cap on detections."""
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    precision: np.ndarray = evaluation.eval["precision"]  # (T, P, K, A, 1)
+    return precision[..., 0]
+
+
+@gc_disabled()
+def hotcoco_evaluation(
+    ground_truth: AnnotationFile,
+    predictions: Sequence[ImagePredictions],
+    task: str,
+    max_dets: int,
+    *,
+    max_dets_per_class: int | None = None,
+    sizes: bool = True,
+) -> hotcoco.COCOeval:
+    """Return hotcoco's evaluation, which has not been accumulated.
+
+    A few images are scored at a time, and boxes and masks are dropped once they are matched. So
+    the result gives AP and takes part in hotcoco's comparisons; its other diagnostics are empty.
 
     The cap and the federated rule (an image judges only classes that were verified to be present in
     it or absent from it) are applied before hotcoco sees a detection: with a thousand classes they
     leave a small part, and StreamingEval's own cap is per class. As in lvis-api, objects and
-    detections without area are left out, and crowds are objects like others.
+    detections without area are left out, and crowds are objects like others; those of a file in
+    COCO format are crowds.
+
+    Args:
+        ground_truth: with LVIS's fields.
+        predictions: of any of its images.
+        task: "bbox" or "segm".
+        max_dets: of an image.
+        max_dets_per_class: of an image; default `max_dets`.
+        sizes: also for small, medium and large objects, so that A is 4 and not 1.
     """
     fields = ["id", "image_id", "category_id", "bbox", "area"]
-    if task == "segm":
-        fields.append("segmentation")
+    fields += ["segmentation"] if task == "segm" else []
+    fields += ["iscrowd"] if ground_truth.format == "coco" else []
     category_ids = np.array([category["id"] for category in ground_truth.categories])
     annotations = defaultdict(list)
     for annotation in ground_truth.annotations:
@@ -47,8 +78,7 @@ def hotcoco_precision(
             annotations[annotation["image_id"]].append(annotation)
     detections = {prediction.image_id: prediction for prediction in predictions}
 
-    params = hotcoco.Params(task)
-    params.max_dets = [max_dets]
+    params = _parameters(task, max_dets_per_class or max_dets, sizes)
     evaluation = hotcoco.StreamingEval(
         ground_truth.categories, task, lvis_style=True, params=params
     )
@@ -60,17 +90,17 @@ def hotcoco_precision(
             for image, objects in zip(images, present, strict=True)
         ]
         rows, masks = judged_detections(predicted, judged, category_ids, task, max_dets)
-        evaluation.update(
-            images,
-            [{field: ann[field] for field in fields} for objects in present for ann in objects],
-            rows,
-            segmentation=masks if task == "segm" else None,
-        )
-    result = evaluation.finalize()
-    result.accumulate()
-    assert result.eval is not None
-    precision: np.ndarray = result.eval["precision"]  # (T, P, K, A, 1): one cap on detections
-    return precision[..., 0]
+        objects = [{f: a.get(f, 0) for f in fields} for some in present for a in some]
+        evaluation.update(images, objects, rows, segmentation=masks if task == "segm" else None)
+    return evaluation.finalize()
+
+
+def _parameters(task: str, max_dets: int, sizes: bool) -> hotcoco.Params:
+    params = hotcoco.Params(task)
+    params.max_dets = [max_dets]
+    if not sizes:
+        params.area_rng, params.area_rng_lbl = [[0.0, 1e10]], ["all"]
+    return params
 
 
 def judged_detections(

@@ -20,7 +20,8 @@ from balms_det.evaluation.federated import federated_view
 from balms_det.evaluation.ground_truth import tasks_to_score
 from balms_det.evaluation.predictions import ImagePredictions
 from balms_det.evaluation.result_file import read_predictions
-from balms_det.evaluation.scoring import class_aps, class_indices, metrics
+from balms_det.evaluation.scoring import class_aps, class_indices, metrics, precision_of
+from balms_det.report.average_precision import NO_CAP, compared, evaluation_of, intervals
 from balms_det.report.crops import worst_class_crops
 from balms_det.report.data import (
     CLASS_BUDGET,
@@ -31,7 +32,7 @@ from balms_det.report.data import (
     ReportData,
     RunData,
 )
-from balms_det.report.scorer import ALL_CLASSES, NO_CAP, Matches, Scorer, compared
+from balms_det.report.scorer import ALL_CLASSES, Matches, Scorer
 from balms_det.report.sources import RunFiles
 from balms_det.runtime.errors import InputError
 from balms_det.runtime.memory import give_back_freed_memory
@@ -70,18 +71,14 @@ def gather(
     for run in runs:
         predictions = _predictions_of(run, truth)
         tasks = tasks_to_score(tasks or None, truth, predictions)
+        evaluations = {task: evaluation_of(truth, predictions, task, cap) for task in tasks}
         causes = Scorer(truth, predictions, tasks[0], cap)
+        data = _run_data(run, causes, evaluations)
         if detail is None:
-            detail = _detail(causes, predictions, options)
-        data = _run_data(run, causes)
-        scorer = causes
-        if len(tasks) > 1:
-            del causes  # At LVIS's size two are too large for the memory.
-            scorer = Scorer(truth, predictions, tasks[1], cap)
-        data = _with_ap(data, scorer, first, options.bootstrap)
-        first = first or scorer.base
-        measured.append(data)
-        del predictions, scorer
+            detail = _detail(causes, predictions, data.class_ap, options)
+        measured.append(_compared(data, evaluations[tasks[-1]], first, truth, options.bootstrap))
+        first = first or evaluations[tasks[-1]]
+        del predictions, evaluations, causes
         give_back_freed_memory()
     assert detail is not None, "there is a run"
     return ReportData(
@@ -100,46 +97,61 @@ def gather(
     )
 
 
-def _run_data(run: RunFiles, causes: Scorer) -> RunData:
-    """Measure the scores and the calibration of the task that the causes are measured on."""
+def _run_data(
+    run: RunFiles, causes: Scorer, evaluations: Mapping[str, hotcoco.COCOeval]
+) -> RunData:
+    """Return what is measured on a run alone, without intervals.
+
+    Args:
+        run: its files.
+        causes: of the task that the causes are measured on.
+        evaluations: of each task; the AP of classes is that of the last.
+    """
     categories = causes.truth.categories
-    precision = causes.precision()
+    precision = {task: precision_of(evaluation) for task, evaluation in evaluations.items()}
     calibration = causes.calibration()
     ece = calibration[ALL_CLASSES]["per_category"]
     return RunData(
         files=run,
-        scores={causes.task: metrics(precision, categories)},
-        class_ap=class_aps(precision),
+        scores={task: metrics(values, categories) for task, values in precision.items()},
+        class_ap=class_aps(list(precision.values())[-1]),
         class_ece=[ece.get(category["name"]) for category in categories],
         calibration=calibration,
     )
 
 
-def _with_ap(
-    data: RunData, scorer: Scorer, first: hotcoco.COCOeval | None, samples: int
+def _compared(
+    data: RunData,
+    evaluation: hotcoco.COCOeval,
+    first: hotcoco.COCOeval | None,
+    truth: AnnotationFile,
+    samples: int,
 ) -> RunData:
-    """Add AP with its intervals: of the run, or of the difference from the first one."""
-    precision = scorer.precision()
-    return dataclasses.replace(
-        data,
-        scores={**data.scores, scorer.task: metrics(precision, scorer.truth.categories)},
-        class_ap=class_aps(precision),
-        intervals=scorer.intervals(samples) if samples and first is None else {},
-        difference=None if first is None else _difference(first, scorer.base, samples),
-    )
+    """Add the difference from the first run, or, to the first run itself, its intervals."""
+    if first is not None:
+        return dataclasses.replace(data, difference=_difference(first, evaluation, samples))
+    if not samples:
+        return data
+    task = list(data.scores)[-1]
+    return dataclasses.replace(data, intervals=intervals(evaluation, truth, task, samples))
 
 
-def _detail(scorer: Scorer, predictions: Sequence[ImagePredictions], options: Options) -> Detail:
+def _detail(
+    scorer: Scorer,
+    predictions: Sequence[ImagePredictions],
+    class_ap: Sequence[float | None],
+    options: Options,
+) -> Detail:
     truth, cap = scorer.truth, scorer.image_cap or NO_CAP
     matches = scorer.matches()
     score = _balanced_score(scorer)
     crops = None
     if options.image_root is not None:
-        class_ap = class_aps(scorer.precision())
         crops = worst_class_crops(scorer, matches, class_ap, options.image_root)
 
     def scored(some: Sequence[ImagePredictions], image_cap: int | None) -> dict[str, float]:
-        found = metrics(scorer.precision_of(some, image_cap), truth.categories)
+        evaluation = evaluation_of(truth, some, scorer.task, image_cap)
+        found = metrics(precision_of(evaluation), truth.categories)
         return {metric: found[metric] for metric in ("AP", "APr", "APc", "APf")}
 
     return Detail(

@@ -1,12 +1,11 @@
-"""hotcoco's evaluations of one run's predictions: everything that a report computes with it.
+"""The causes of one run's errors, by hotcoco: TIDE, calibration, and what matches.
 
 Shapes: K classes, in the order of their category ids; D detections that count.
 """
 
 import dataclasses
-import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import hotcoco
@@ -16,12 +15,10 @@ from balms_det.annotations.file import AnnotationFile
 from balms_det.evaluation.predictions import ImagePredictions
 from balms_det.evaluation.report import GROUP_NAMES
 from balms_det.evaluation.scoring import judged_detections
+from balms_det.report.average_precision import NO_CAP, class_cap
 from balms_det.runtime.garbage_collection import gc_disabled
 
 ALL_CLASSES = "all"
-# COCO's limit on the detections of one class in an image.
-COCO_CLASS_CAP = 100
-NO_CAP = 1_000_000
 _ALL_SIZES = [[0.0, 1e10]]
 _OUTSIDE = 1e12  # an area that is in no range of sizes
 
@@ -69,18 +66,15 @@ class Scorer:
         self.task = task
         self.truth = truth
         self.image_cap = image_cap
-        # COCO limits the detections of a class, LVIS those of an image.
-        self._class_cap = COCO_CLASS_CAP if truth.format == "coco" else NO_CAP
+        self._class_cap = class_cap(truth)
         self._category_ids = np.array([category["id"] for category in truth.categories], np.int64)
         self.group_of = {c["id"]: c["frequency"] for c in truth.categories}
         self._gt = _hotcoco_truth(truth, task)
-        self.rows, self._dt = self._loaded(predictions, image_cap)
+        self.rows, self._dt = self._loaded(predictions)
         self.base = self._evaluated()
 
     @gc_disabled()
-    def _loaded(
-        self, predictions: Sequence[ImagePredictions], image_cap: int | None
-    ) -> tuple[np.ndarray, hotcoco.COCO]:
+    def _loaded(self, predictions: Sequence[ImagePredictions]) -> tuple[np.ndarray, hotcoco.COCO]:
         by_image = {prediction.image_id: prediction for prediction in predictions}
         present: dict[int, list[int]] = defaultdict(list)
         for annotation in self.truth.annotations:
@@ -91,7 +85,7 @@ class Scorer:
             [present[image["id"]] + image["neg_category_ids"] for image in self.truth.images],
             self._category_ids,
             self.task,
-            NO_CAP if image_cap is None else image_cap,
+            NO_CAP if self.image_cap is None else self.image_cap,
         )
         segmentation: list[Any] | None = masks if self.task == "segm" else None
         return rows, self._gt.load_res(rows, segmentation=segmentation)
@@ -102,7 +96,6 @@ class Scorer:
         category_ids: Sequence[int] | None = None,
         only_half: bool = False,
         truth: hotcoco.COCO | None = None,
-        detections: hotcoco.COCO | None = None,
     ) -> hotcoco.COCOeval:
         """Return an evaluation that has been evaluated, and not accumulated.
 
@@ -110,9 +103,8 @@ class Scorer:
             category_ids: of the classes; default all.
             only_half: at IoU 0.5 alone; default at 0.5 to 0.95.
             truth: default all objects.
-            detections: default those that count.
         """
-        evaluation = hotcoco.LVISeval(truth or self._gt, detections or self._dt, self.task)
+        evaluation = hotcoco.LVISeval(truth or self._gt, self._dt, self.task)
         params = evaluation.params
         params.max_dets = [self._class_cap]
         params.area_rng, params.area_rng_lbl = _ALL_SIZES, ["all"]
@@ -122,17 +114,6 @@ class Scorer:
             params.cat_ids = list(category_ids)
         evaluation.evaluate()
         return evaluation
-
-    def precision(self) -> np.ndarray:
-        """Return the precision (T, P, K, 1), -1 where there is no ground truth."""
-        return _precision(self.base)
-
-    def precision_of(
-        self, predictions: Sequence[ImagePredictions], image_cap: int | None
-    ) -> np.ndarray:
-        """Return the precision (T, P, K, 1) of other detections, or under another cap."""
-        _, detections = self._loaded(predictions, image_cap)
-        return _precision(self._evaluated(detections=detections))
 
     def classes_of(self, group: str) -> list[int]:
         """Return the ids of a group's classes."""
@@ -182,38 +163,12 @@ class Scorer:
         missed = [number for number, value in found["gt_status"].items() if value == "fn"]
         return Matches(rows, right, missed)
 
-    def intervals(self, samples: int) -> dict[str, float]:
-        """Return half the width of each metric's 95 % interval, in percentage points, by a
-        bootstrap over images.
-
-        It is 1.96 times hotcoco's standard error of the difference from an evaluation without
-        detections, whose AP is 0 in every sample. hotcoco's percentiles are not used: a sample
-        of images repeats some, which moves AP, so that they may not contain the AP itself.
-        """
-        nothing = self._evaluated(detections=self._gt.load_res(np.zeros((0, 7))))
-        spread = compared(nothing, self.base, samples)["ci"] or {}
-        return {metric: 196 * interval["std_err"] for metric, interval in spread.items()}
-
     def masks_or_boxes(self, rows: Sequence[int]) -> list[list[float]]:
         """Return the boxes (XYWH) of some of :attr:`rows`."""
         if self.task == "bbox":
             return [self.rows[row, 1:5].tolist() for row in rows]
         records = self._dt.load_anns([row + 1 for row in rows])
         return [hotcoco.mask.to_bbox(r["segmentation"]).tolist() for r in records]
-
-
-def _precision(evaluation: hotcoco.COCOeval) -> np.ndarray:
-    evaluation.accumulate()
-    assert evaluation.eval is not None
-    return np.asarray(evaluation.eval["precision"])[..., 0]
-
-
-def compared(first: hotcoco.COCOeval, second: hotcoco.COCOeval, samples: int) -> Mapping[str, Any]:
-    """Return hotcoco's comparison of two evaluations of the same ground truth."""
-    with warnings.catch_warnings():
-        # It names every parameter that is not that of the reference, on purpose here.
-        warnings.filterwarnings("ignore", message="hotcoco: ", category=UserWarning)
-        return hotcoco.compare(first, second, n_bootstrap=samples)
 
 
 def _hotcoco_truth(

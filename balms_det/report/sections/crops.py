@@ -10,7 +10,7 @@ def section(data: ReportData) -> Section | None:
     crops = data.detail.crops
     if crops is None:
         return None
-    task = TASK_TITLES[data.cause_task]
+    task = TASK_TITLES[data.task]
     body = paragraph(
         f"The rare classes with the lowest AP of {task}: objects that were missed and detections "
         "that are false positives at IoU 0.5. Left: the annotated objects. Right: the best "
