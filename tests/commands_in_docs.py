@@ -69,7 +69,12 @@ def fault(command: str) -> str | None:
     checks = {"python": _python, "make": _make, "balms-det": _console_script}
     if program in checks:
         return checks[program](arguments)
-    known = (["pip", "install", "."], ["source", ".venv/bin/activate"], ["pre-commit", "install"])
+    known = (
+        ["pip", "install", "."],
+        ["pip", "install", ".[report]"],
+        ["source", ".venv/bin/activate"],
+        ["pre-commit", "install"],
+    )
     return None if words in known else f"{command!r} is no command that this test knows"
 
 

@@ -16,6 +16,7 @@ from balms_det.report.scorer import Matches, Scorer
 NUM_CLASSES = 8
 PER_KIND = 3  # misses, and false positives, of a class
 _SIDE = 180  # pixels
+_MOST = 4  # detections in a crop
 _TRUTH, _PREDICTION = (0, 158, 115), (213, 94, 0)  # Okabe and Ito
 
 
@@ -80,7 +81,7 @@ def worst_class_crops(
             if len(crops) == PER_KIND:
                 break
         for row in false[scorer.rows[false, 6] == category_id][:PER_KIND].tolist():
-            (box,) = scorer.masks_or_boxes([row])
+            (box,) = scorer.boxes([row])
             crops.append(drawer.crop("false positive", int(scorer.rows[row, 0]), box))
         found = [crop for crop in crops if crop is not None]
         if found:
@@ -110,31 +111,33 @@ class _Drawer:
             return None
         area = _surroundings(box, image.size)
         objects = [
-            (o["bbox"], self._names[o["category_id"]])
+            (list(o["bbox"]), self._names[o["category_id"]])
             for o in self._objects[image_id]
             if _intersects(o["bbox"], area)
         ]
         detections = self._detections(image_id, area)
-        caption = f"truth: {_listed(objects)}; predicted: {_listed(detections)}"
+        best = [found for found in detections if found[0] == list(box)][:1]
+        best += [found for found in detections if found not in best]
+        best = best[:_MOST]
         return Crop(
             kind,
-            caption,
-            _drawn(image, area, [b for b, _ in objects], _TRUTH),
-            _drawn(image, area, [b for b, _ in detections], _PREDICTION),
+            f"truth: {_listed(objects)}; predicted: {_listed(best)}",
+            _drawn(image, area, [b for b, _ in objects], _TRUTH, box),
+            _drawn(image, area, [b for b, _ in best], _PREDICTION, box),
         )
 
     def _detections(
         self, image_id: int, area: tuple[int, int, int, int]
     ) -> list[tuple[list[float], str]]:
-        """Return the best detections that meet the area, at most four."""
+        """Return the boxes and labels of the detections that meet the area, the best first."""
         rows = np.flatnonzero(self._scorer.rows[:, 0] == image_id)
         rows = rows[np.argsort(-self._scorer.rows[rows, 5], kind="stable")]
         found = []
-        for row, box in zip(rows, self._scorer.masks_or_boxes(rows.tolist()), strict=True):
+        for row, box in zip(rows, self._scorer.boxes(rows.tolist()), strict=True):
             if _intersects(box, area):
                 score, category_id = self._scorer.rows[row, 5:7]
                 found.append((box, f"{self._names[int(category_id)]} {score:.2f}"))
-        return found[:4]
+        return found
 
 
 def _listed(boxes: Sequence[tuple[Sequence[float], str]]) -> str:
@@ -161,8 +164,9 @@ def _drawn(
     area: tuple[int, int, int, int],
     boxes: Sequence[Sequence[float]],
     color: tuple[int, int, int],
+    subject: Sequence[float],
 ) -> str:
-    """Return the area of an image with boxes, as JPEG in base64."""
+    """Return the area of an image with boxes, that of the error thicker, as JPEG in base64."""
     scale = _SIDE / max(area[2] - area[0], area[3] - area[1])
     size = (
         max(round((area[2] - area[0]) * scale), 1),
@@ -170,14 +174,15 @@ def _drawn(
     )
     canvas = image.crop(area).resize(size)
     draw = ImageDraw.Draw(canvas)
-    for x, y, width, height in boxes:
+    for box in boxes:
+        x, y, width, height = box
         corners = [
             (x - area[0]) * scale,
             (y - area[1]) * scale,
             (x + width - area[0]) * scale,
             (y + height - area[1]) * scale,
         ]
-        draw.rectangle(corners, outline=color, width=2)
+        draw.rectangle(corners, outline=color, width=4 if list(box) == list(subject) else 1)
     stream = io.BytesIO()
     canvas.save(stream, "JPEG", quality=80)
     return base64.b64encode(stream.getvalue()).decode()

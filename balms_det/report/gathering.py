@@ -39,6 +39,7 @@ from balms_det.runtime.memory import give_back_freed_memory
 
 LVIS_CAP = 300
 CAPS = (10, 30, 100, 300)
+CAP_METRICS = ("AP", "APr", "APc", "APf")
 PACKAGES = ("torch", "torchvision", "detectron2", "hotcoco", "numpy", "plotly")
 
 
@@ -75,7 +76,7 @@ def gather(
         causes = Scorer(truth, predictions, tasks[0], cap)
         data = _run_data(run, causes, evaluations)
         if detail is None:
-            detail = _detail(causes, predictions, data.class_ap, options)
+            detail = _detail(causes, predictions, data, options)
         measured.append(_compared(data, evaluations[tasks[-1]], first, truth, options.bootstrap))
         first = first or evaluations[tasks[-1]]
         del predictions, evaluations, causes
@@ -139,24 +140,25 @@ def _compared(
 def _detail(
     scorer: Scorer,
     predictions: Sequence[ImagePredictions],
-    class_ap: Sequence[float | None],
+    run: RunData,
     options: Options,
 ) -> Detail:
     truth, cap = scorer.truth, scorer.image_cap or NO_CAP
+    known = {metric: run.scores[scorer.task][metric] for metric in CAP_METRICS}
     matches = scorer.matches()
     score = _balanced_score(scorer)
     crops = None
     if options.image_root is not None:
-        crops = worst_class_crops(scorer, matches, class_ap, options.image_root)
+        crops = worst_class_crops(scorer, matches, run.class_ap, options.image_root)
 
     def scored(some: Sequence[ImagePredictions], image_cap: int | None) -> dict[str, float]:
         evaluation = evaluation_of(truth, some, scorer.task, image_cap)
         found = metrics(precision_of(evaluation), truth.categories)
-        return {metric: found[metric] for metric in ("AP", "APr", "APc", "APf")}
+        return {metric: found[metric] for metric in CAP_METRICS}
 
     return Detail(
         tide=scorer.tide(),
-        caps={number: scored(predictions, number) for number in CAPS},
+        caps={number: known if number == cap else scored(predictions, number) for number in CAPS},
         ap_fixed=scored(best_of_each_class(predictions, CLASS_BUDGET), None),
         ap50_pool=_ap50_pool(scorer, matches),
         detections=_detections_by_class(truth, predictions, cap),

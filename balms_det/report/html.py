@@ -53,11 +53,12 @@ def with_interval(value: float | None, half_width: float | None, *, signed: bool
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
     """Return a table whose first `left` columns are text, and the others numbers."""
-    head = "".join(f"<th>{escaped(header)}</th>" for header in headers)
+    text = "".join(f"<th>{escaped(header)}</th>" for header in headers[:left])
+    numbers = "".join(f'<th class="n">{escaped(header)}</th>' for header in headers[left:])
     body = "".join(f"<tr>{cells(row, left)}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
+        f'<div class="scroll"><table><thead><tr>{text}{numbers}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -163,7 +163,7 @@ class Scorer:
         missed = [number for number, value in found["gt_status"].items() if value == "fn"]
         return Matches(rows, right, missed)
 
-    def masks_or_boxes(self, rows: Sequence[int]) -> list[list[float]]:
+    def boxes(self, rows: Sequence[int]) -> list[list[float]]:
         """Return the boxes (XYWH) of some of :attr:`rows`."""
         if self.task == "bbox":
             return [self.rows[row, 1:5].tolist() for row in rows]

@@ -14,7 +14,7 @@ def section(data: ReportData) -> Section | None:
     body = paragraph(
         f"The rare classes with the lowest AP of {task}: objects that were missed and detections "
         "that are false positives at IoU 0.5. Left: the annotated objects. Right: the best "
-        "detections that count in the image."
+        "detections that count in the image. The error has a thick outline."
     )
     if not crops:
         body += paragraph("No rare class has an error whose image could be read.")
