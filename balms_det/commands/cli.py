@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "list every fault of a data set",
     "logit-stats": "collect the logits of a detector, for the calibration logn",
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
+    "report": "write a page that shows where a detector fails",
     "classify": "train and test a classifier on a long tail",
     "make-glyphs": "generate a long-tailed data set; nothing is downloaded",
     "methods": "list the methods with paper, formula, needs and published number",

@@ -7,8 +7,9 @@ from balms_det.evaluation.budget import (
     score_with_class_budget,
 )
 from balms_det.evaluation.lvis import LVISEvaluator
-from balms_det.evaluation.predictions import ImagePredictions, read_predictions
+from balms_det.evaluation.predictions import ImagePredictions
 from balms_det.evaluation.report import format_per_class, format_results
+from balms_det.evaluation.result_file import read_predictions
 from balms_det.evaluation.sweep import plot_sweep, sweep
 
 __all__ = [

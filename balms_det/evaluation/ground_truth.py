@@ -71,13 +71,7 @@ def read_ground_truth(path: str) -> AnnotationFile:
     file = read_annotation_file(path)
     if not file.annotations:
         return file  # A test set: predictions are written, and nothing is scored.
-    category_ids = {category["id"] for category in file.categories}
-    for annotation in file.annotations:
-        if annotation["category_id"] not in category_ids:
-            raise InputError(
-                f"{path}: annotation {annotation['id']} is of category "
-                f"{annotation['category_id']}, which is not listed; remove it or add the category"
-            )
+    _check_categories(file)
     if file.format == "coco":
         sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
         annotations = [
@@ -85,7 +79,7 @@ def read_ground_truth(path: str) -> AnnotationFile:
             for number, annotation in enumerate(file.annotations, start=1)
         ]
         return dataclasses.replace(file, annotations=annotations)
-    _check_federated(file)
+    check_ground_truth(file)
     return file
 
 
@@ -110,7 +104,12 @@ def _complete(
     return {**annotation, "id": number, "area": float(area), "iscrowd": crowd}
 
 
-def _check_federated(file: AnnotationFile) -> None:
+def check_ground_truth(file: AnnotationFile) -> None:
+    """Check that a file that has been read has what LVIS's metrics need.
+
+    Raises:
+        InputError: a field is missing or contradicts another.
+    """
     remedy = "give an annotation file in LVIS v1 format"
     for section, records, fields in [
         ("image", file.images, ("neg_category_ids", "not_exhaustive_category_ids")),
@@ -124,11 +123,22 @@ def _check_federated(file: AnnotationFile) -> None:
                         f"{file.path}: {section} {record['id']} has no {field!r}, without which "
                         f"LVIS's metrics are not defined; {remedy}"
                     )
+    _check_categories(file)
     for annotation in file.annotations:
         if annotation["id"] == 0:
             raise InputError(
                 f"{file.path}: an annotation has the id 0, which lvis-api takes for 'not matched'; "
                 "number the annotations from 1"
+            )
+
+
+def _check_categories(file: AnnotationFile) -> None:
+    category_ids = {category["id"] for category in file.categories}
+    for annotation in file.annotations:
+        if annotation["category_id"] not in category_ids:
+            raise InputError(
+                f"{file.path}: annotation {annotation['id']} is of category "
+                f"{annotation['category_id']}, which is not listed; remove it or add the category"
             )
 
 

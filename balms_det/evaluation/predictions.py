@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,7 @@ import orjson
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from balms_det.annotations.file import read_json
 from balms_det.runtime.atomic_file import atomic_file
-from balms_det.runtime.errors import InputError
 from balms_det.runtime.garbage_collection import gc_disabled
 
 # Few enough that the pickled arrays of a round are small beside all predictions.
@@ -103,36 +99,6 @@ def gather_predictions(predictions: list[ImagePredictions]) -> list[ImagePredict
         for part in comm.gather(predictions[start : start + _IMAGES_PER_ROUND], dst=0):
             gathered += part
     return gathered
-
-
-def read_predictions(path: str | os.PathLike[str]) -> list[ImagePredictions]:
-    """Read what :func:`write_predictions` wrote, in the order of the image ids.
-
-    Raises:
-        InputError: the file cannot be read, or is not in COCO's result format.
-    """
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    try:
-        for record in read_json(path):
-            by_image[record["image_id"]].append(record)
-        return [_from_records(image_id, by_image.pop(image_id)) for image_id in sorted(by_image)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: these are no predictions in COCO's result format ({error!r}); give the "
-            "lvis_instances_results.json that an evaluation wrote"
-        ) from error
-
-
-def _from_records(image_id: int, records: list[dict[str, Any]]) -> ImagePredictions:
-    masks = [record["segmentation"] for record in records if "segmentation" in record]
-    return ImagePredictions(
-        image_id=image_id,
-        image_size=tuple(masks[0]["size"]) if masks else (0, 0),  # of use to masks alone
-        boxes=np.array([record["bbox"] for record in records], np.float32),
-        scores=np.array([record["score"] for record in records], np.float32),
-        category_ids=np.array([record["category_id"] for record in records], np.int64),
-        masks=b"\n".join(mask["counts"].encode() for mask in masks) if masks else None,
-    )
 
 
 @gc_disabled()

@@ -24,120 +24,133 @@ PrecisionOf = Callable[[AnnotationFile, Sequence[ImagePredictions], str, int], n
 _IMAGES_PER_CHUNK = 256
 
 
-@gc_disabled()
 def hotcoco_precision(
     ground_truth: AnnotationFile, predictions: Sequence[ImagePredictions], task: str, max_dets: int
 ) -> np.ndarray:
-    """Return the precision (T, P, K, A), -1 where there is no ground truth, by hotcoco.
+    """Return the precision (T, P, K, A), -1 where there is no ground truth, by hotcoco."""
+    return precision_of(hotcoco_evaluation(ground_truth, predictions, task, max_dets))
 
-    A few images are scored at a time. The rules are those of the ground truth's format.
 
-    COCO: `max_dets` caps the detections of a class in an image, an image judges all classes, and
-    crowds are ignored.
+def precision_of(evaluation: hotcoco.COCOeval) -> np.ndarray:
+    """Return the precision (T, P, K, A) of an evaluation with one cap on detections."""
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    precision: np.ndarray = evaluation.eval["precision"]  # (T, P, K, A, 1)
+    return precision[..., 0]
 
-    LVIS: `max_dets` caps the detections of an image. The cap and the federated rule (an image
+
+@gc_disabled()
+def hotcoco_evaluation(
+    ground_truth: AnnotationFile,
+    predictions: Sequence[ImagePredictions],
+    task: str,
+    max_dets: int,
+    *,
+    max_dets_per_class: int | None = None,
+    sizes: bool = True,
+) -> hotcoco.COCOeval:
+    """Return hotcoco's evaluation, which has not been accumulated.
+
+    A few images are scored at a time, and boxes and masks are dropped once they are matched. So
+    the result gives AP and takes part in hotcoco's comparisons; its other diagnostics are empty.
+
+    LVIS's rules hold for ground truth whose images list the classes that were verified to be
+    absent. `max_dets` caps the detections of an image. The cap and the federated rule (an image
     judges only classes that were verified to be present in it or absent from it) are applied before
     hotcoco sees a detection: with a thousand classes they leave a small part, and StreamingEval's
     own cap is per class. As in lvis-api, objects and detections without area are left out, and
-    crowds are objects like others.
+    crowds are objects like others; those of a file in COCO format are crowds.
+
+    COCO's rules hold for others. `max_dets` caps the detections of a class in an image, an image
+    judges all classes, and crowds are ignored.
+
+    Args:
+        ground_truth: of all images.
+        predictions: of any of its images.
+        task: "bbox" or "segm".
+        max_dets: of an image by LVIS's rules, of a class in an image by COCO's.
+        max_dets_per_class: of an image, by LVIS's rules; default `max_dets`.
+        sizes: also for small, medium and large objects, so that A is 4 and not 1.
     """
-    federated = ground_truth.format == "lvis"
+    federated = any("neg_category_ids" in image for image in ground_truth.images)
     fields = ["id", "image_id", "category_id", "bbox", "area"]
-    if not federated:
-        fields.append("iscrowd")
-    if task == "segm":
-        fields.append("segmentation")
+    fields += ["segmentation"] if task == "segm" else []
+    fields += ["iscrowd"] if ground_truth.format == "coco" else []
     category_ids = np.array([category["id"] for category in ground_truth.categories])
-    annotations = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        if annotation["area"] > 0 or not federated:
-            annotations[annotation["image_id"]].append(annotation)
+    objects_of = _objects_by_image(ground_truth, without_area=not federated)
     detections = {prediction.image_id: prediction for prediction in predictions}
 
-    params = hotcoco.Params(task)
-    params.max_dets = [max_dets]
+    params = _parameters(task, max_dets_per_class or max_dets, sizes)
     evaluation = hotcoco.StreamingEval(
         ground_truth.categories, task, lvis_style=federated, params=params
     )
     for images in _chunks(ground_truth.images):
-        present = [annotations[image["id"]] for image in images]
+        present = [objects_of[image["id"]] for image in images]
         predicted = [detections.get(image["id"]) for image in images]
-        kept = None
         if federated:
             judged = [
                 [annotation["category_id"] for annotation in objects] + image["neg_category_ids"]
                 for image, objects in zip(images, present, strict=True)
             ]
-            kept = _judged_detections(predicted, judged, category_ids, max_dets)
-        rows, masks = _rows_and_masks(predicted, kept, task)
-        evaluation.update(
-            images,
-            [{field: ann[field] for field in fields} for objects in present for ann in objects],
-            rows,
-            segmentation=masks if task == "segm" else None,
-        )
-    result = evaluation.finalize()
-    result.accumulate()
-    assert result.eval is not None
-    precision: np.ndarray = result.eval["precision"]  # (T, P, K, A, 1): one cap on detections
-    return precision[..., 0]
+            rows, masks = judged_detections(predicted, judged, category_ids, task, max_dets)
+        else:
+            rows, masks = _rows_and_masks(predicted, None, task)
+        objects = [{f: a.get(f, 0) for f in fields} for some in present for a in some]
+        evaluation.update(images, objects, rows, segmentation=masks if task == "segm" else None)
+    return evaluation.finalize()
 
 
-def _judged_detections(
+def _objects_by_image(
+    ground_truth: AnnotationFile, *, without_area: bool
+) -> defaultdict[int, list[dict[str, Any]]]:
+    objects_of: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        if without_area or annotation["area"] > 0:
+            objects_of[annotation["image_id"]].append(annotation)
+    return objects_of
+
+
+def _parameters(task: str, max_dets: int, sizes: bool) -> hotcoco.Params:
+    params = hotcoco.Params(task)
+    params.max_dets = [max_dets]
+    if not sizes:
+        params.area_rng, params.area_rng_lbl = [[0.0, 1e10]], ["all"]
+    return params
+
+
+def judged_detections(
     predicted: Sequence[ImagePredictions | None],
     judged: Sequence[Sequence[int]],
     category_ids: np.ndarray,
+    task: str,
     max_dets: int,
-) -> np.ndarray:
-    """Return which detections of some images count, bool, one image after the other.
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the detections of some images that count, as hotcoco takes them.
 
     Args:
         predicted: for each image, None where nothing was predicted.
         judged: for each image the ids of the categories that are judged in it.
         category_ids: int64 (K,), ascending.
+        task: "bbox" or "segm".
         max_dets: of an image.
-    """
-    some = [(i, p) for i, p in enumerate(predicted) if p is not None and len(p.scores)]
-    if not some:
-        return np.empty(0, dtype=bool)
-    sizes = [len(prediction.scores) for _, prediction in some]
-    image = np.repeat([position for position, _ in some], sizes)
-    scores = np.concatenate([prediction.scores for _, prediction in some])
-    categories = np.concatenate([prediction.category_ids for _, prediction in some])
 
-    # Sorted by image, then score; and so the detections of an image are where they were.
-    order = np.lexsort((-scores, image))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = np.zeros(len(order), dtype=bool)
-    kept[order[rank < max_dets]] = True
-    is_judged = np.zeros((len(predicted), len(category_ids) + 1), dtype=bool)
-    judged_in = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
-    judged_ids = np.fromiter(itertools.chain.from_iterable(judged), np.int64, len(judged_in))
-    is_judged[judged_in, _class_indices(judged_ids, category_ids)] = True
-    is_judged[:, -1] = False
-    kept &= is_judged[image, _class_indices(categories, category_ids)]
-    return kept
+    Returns:
+        float64 (D, 7): image id, box (XYWH), score, category id; and D masks, or none for boxes.
+    """
+    kept = counted(predicted, judged, category_ids, max_dets)
+    rows, masks = _rows_and_masks(predicted, kept, task)
+    has_area = rows[:, 3] * rows[:, 4] > 0
+    return rows[has_area], list(itertools.compress(masks, has_area))
 
 
 def _rows_and_masks(
     predicted: Sequence[ImagePredictions | None], kept: np.ndarray | None, task: str
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return the detections of some images as hotcoco takes them.
-
-    Args:
-        predicted: for each image, None where nothing was predicted.
-        kept: bool (D',), which of their detections count, by LVIS's rules; None where all do, by
-            COCO's. Without an area detections do not count by LVIS's.
-        task: "bbox" or "segm".
-
-    Returns:
-        float64 (D, 7): image id, box (XYWH), score, category id; and D masks, or none for boxes.
-    """
+    """Return detections as :func:`judged_detections` does, those `kept` (D,), or all."""
     some = [p for p in predicted if p is not None and len(p.scores)]
     if not some:
         return np.empty((0, 7)), []
     sizes = [len(prediction.scores) for prediction in some]
-    federated = kept is not None
     if kept is None:
         kept = np.ones(sum(sizes), dtype=bool)
     rows = np.empty((kept.sum(), 7))
@@ -154,13 +167,43 @@ def _rows_and_masks(
         # nothing else. (pycocotools' area() fails above 255 masks with NumPy 2.)
         rows[:, 1:5] = 0, 0, 0, 1
         rows[:, 3] = hotcoco.mask.area(masks)
-    if not federated:
-        return rows, masks
-    has_area = rows[:, 3] * rows[:, 4] > 0
-    return rows[has_area], list(itertools.compress(masks, has_area))
+    return rows, masks
 
 
-def _class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+def counted(
+    predicted: Sequence[ImagePredictions | None],
+    judged: Sequence[Sequence[int]],
+    category_ids: np.ndarray,
+    max_dets: int,
+) -> np.ndarray:
+    """Return which detections of some images count: bool (D,), in the order of the images.
+
+    Those are the best `max_dets` of an image, of classes that are judged in it. Arguments are those
+    of :func:`judged_detections`.
+    """
+    some = [(i, p) for i, p in enumerate(predicted) if p is not None and len(p.scores)]
+    if not some:
+        return np.zeros(0, dtype=bool)
+    sizes = [len(prediction.scores) for _, prediction in some]
+    image = np.repeat([position for position, _ in some], sizes)
+    scores = np.concatenate([prediction.scores for _, prediction in some])
+    categories = np.concatenate([prediction.category_ids for _, prediction in some])
+
+    # Sorted by image, then score; and so the detections of an image are where they were.
+    order = np.lexsort((-scores, image))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[rank < max_dets]] = True
+    is_judged = np.zeros((len(predicted), len(category_ids) + 1), dtype=bool)
+    judged_in = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
+    judged_ids = np.fromiter(itertools.chain.from_iterable(judged), np.int64, len(judged_in))
+    is_judged[judged_in, class_indices(judged_ids, category_ids)] = True
+    is_judged[:, -1] = False
+    kept &= is_judged[image, class_indices(categories, category_ids)]
+    return kept
+
+
+def class_indices(ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
     """Return the position of each id in the ascending `category_ids` (K,), K if it is absent."""
     index = np.searchsorted(category_ids, ids)
     known = category_ids[np.minimum(index, len(category_ids) - 1)] == ids
@@ -173,16 +216,18 @@ def _chunks(images: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def metrics(precision: np.ndarray, categories: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return Detectron2's nine metrics, in percent, from the precision (T, P, K, A)."""
+    """Return Detectron2's nine metrics, in percent, from the precision (T, P, K, A).
+
+    Those of sizes are left out where A is 1.
+    """
     frequencies = np.array([category.get("frequency") for category in categories])
     all_sizes = precision[..., 0]
+    sizes = zip("sml", np.moveaxis(precision, 3, 0)[1:], strict=False)
     selections = {
         "AP": all_sizes,
         "AP50": all_sizes[0],
         "AP75": all_sizes[5],
-        "APs": precision[..., 1],
-        "APm": precision[..., 2],
-        "APl": precision[..., 3],
+        **{f"AP{size}": of_size for size, of_size in sizes},
         **{f"AP{group}": all_sizes[:, :, frequencies == group] for group in GROUP_NAMES},
     }
     return {name: _mean_percent(selection) for name, selection in selections.items()}
