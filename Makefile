@@ -20,7 +20,7 @@ PYTEST := -m pytest -q -n auto --maxprocesses 4 --dist loadscope
 
 STAMP := .cache/env-$(subst /,_,$(RUN))
 
-.PHONY: env demo test test-slow check lint types clean
+.PHONY: env demo test test-slow test-gpu check lint types clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -52,6 +52,10 @@ check: lint types
 
 test: env
 	@$(RUN) $(PYTEST) -m "not slow"
+
+# On a GPU, or where there is none on the emulated device of tests/second_device.
+test-gpu: env
+	@$(RUN) $(PYTEST) -m "not slow" --device cuda
 
 test-slow: env
 	@$(RUN) -m pytest -q -m slow

@@ -1,19 +1,62 @@
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import second_device
 import torch
 
 from balms_det.runtime.dependency_warnings import KNOWN
 
+STARTUP = Path(second_device.__file__).parent / "startup"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="the device of the tests; cuda is a GPU, or the emulated one of tests/second_device",
+    )
+
 
 def pytest_configure(config):
-    """Filter dependencies' warnings by the list that the commands use."""
+    """Prepare the device, and filter dependencies' warnings by the list that the commands use."""
+    use_device(config.getoption("--device"))
     for known in KNOWN:
         message, module = re.escape(known.message), re.escape(known.module)
         line = f"ignore:{message}:{known.category.__name__}:{module}"
         config.addinivalue_line("filterwarnings", line)
+
+
+def use_device(name):
+    """Let this process, and those that it starts, see the tests' device and no other."""
+    os.environ[second_device.DEVICE_VARIABLE] = name
+    if name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif second_device.is_installed() or not torch.cuda.is_available():
+        try:
+            second_device.install()
+        except second_device.NoCompiler as error:
+            raise pytest.UsageError(str(error)) from error
+        os.environ[second_device.EMULATED_VARIABLE] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+        paths = [str(STARTUP), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and second_device.name_of_device() == "cpu":
+            item.add_marker(pytest.mark.skip(reason="runs with --device cuda (make test-gpu)"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The device that the tests are run on, `--device`."""
+    return torch.device(second_device.name_of_device())
 
 
 # The tests' tensors are small: threads cost more than they give.

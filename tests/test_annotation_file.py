@@ -77,6 +77,11 @@ def test_an_image_without_a_file_is_refused_when_asked_for(write):
         file.image_path(file.images[0], "root")
 
 
+def test_a_byte_order_mark_is_read_over(write):
+    path = write("\ufeff" + json.dumps(content()))
+    assert read_annotation_file(path).images == content()["images"]
+
+
 def without(section, field):
     value = content()
     del value[section][0][field]
@@ -104,7 +109,7 @@ def altered(section, **fields):
         (altered("images", id=5.0), r"images\[0\] has 'id' 5.0, expected"),
         (altered("annotations", category_id=True), "has 'category_id' True, expected"),
         (altered("annotations", image_id=-1), "has 'image_id' -1, expected"),
-        (altered("annotations", bbox=None), "has 'bbox' None, expected a list"),
+        (altered("annotations", bbox=None), r"has 'bbox' None, expected \[x, y, width, height\]"),
         (altered("categories", name=3), "has 'name' 3, expected a string"),
         (altered("categories", id=7), "two categories have the id 7 .'thirty' and 'seven'."),
         ('{"images": [', "this is not valid JSON"),

@@ -42,7 +42,7 @@ def make_content(seed=0, *, images=12, crowds=True):
         whole,
         [[0.1, 0.2, 7.7, 0.30000000000000004, 5.5, 1e-7], [1.0, 2.0]],
         [[1.0, 2.0, 3.0, 4.0]],
-        {"size": [48, 64], "counts": "PPYo0"},
+        {"size": [48, 64], "counts": "T3d0Xl2"},
         {"size": [48, 64], "counts": [100, 20, 2952]},
         None,
     ]
@@ -179,7 +179,7 @@ def test_a_file_that_changes_without_looking_so_is_read_again(write, folder):
     path = write(content)
     before = os.stat(path)
     first = list(cached(path))
-    content["images"][0]["height"] = 49
+    content["annotations"][0]["bbox"][3] = 8
     write(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert os.stat(path).st_size == before.st_size
@@ -269,7 +269,10 @@ def test_the_folder_is_the_users_unless_said_otherwise(write, tmp_path, monkeypa
     ("change", "message"),
     [
         (lambda content: content.pop("images"), "no list 'images'"),
-        (lambda content: content["annotations"][0].update(category_id=99), "category_id 99"),
+        (
+            lambda content: content["annotations"][0].update(category_id=99),
+            "no category has the id 99",
+        ),
         (lambda content: content["images"][0].pop("coco_url"), "neither 'file_name'"),
     ],
 )

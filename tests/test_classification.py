@@ -641,14 +641,13 @@ def test_a_backbone_of_torchvision_is_loaded_without_its_classifier(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_both_stages_run_on_a_gpu_as_on_the_cpu(in_folder):
+def test_both_stages_run_on_a_gpu_as_on_the_cpu(in_folder, device):
     rates = []
-    for device in ("cpu", "cuda"):
-        opts = ["DEVICE", device, "OUTPUT_DIR"]
-        Trainer(short("digits_lt+softmax", *opts, device)).train()
-        weights = ["MODEL.WEIGHTS", f"{device}/model_final.pth"]
-        second = Trainer(short("digits_lt+balms", *opts, f"{device}_second", *weights))
+    for name in ("cpu", device.type):
+        opts = ["DEVICE", name, "OUTPUT_DIR"]
+        Trainer(short("digits_lt+softmax", *opts, name)).train()
+        weights = ["MODEL.WEIGHTS", f"{name}/model_final.pth"]
+        second = Trainer(short("digits_lt+balms", *opts, f"{name}_second", *weights))
         second.train()
         rates.append(torch.tensor(second.rates()))
         assert 0 < second.test().accuracy <= 1

@@ -57,13 +57,26 @@ def test_a_command_without_detectron2_says_how_to_install_it(run_python):
         "sys.modules['detectron2'] = None\n"
         "from balms_det.commands import cli\n"
         "from balms_det.runtime.errors import InputError\n"
+        "needed = {'demo': ['--input', 'i', '--output', 'o']}\n"
         "for name in ('train', 'demo', 'calibrate'):\n"
+        "    sys.argv = [name, '--config-file', 'c', *needed.get(name, [])]\n"
         "    try:\n"
-        "        cli.command_named(name)\n"
+        "        cli.run_command(name)\n"
         "    except InputError as error:\n"
         "        assert 'balms-det install-detectron2' in str(error)\n"
         "    else:\n"
         "        raise AssertionError(name)\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "demo", "calibrate", "stats", "check"])
+def test_the_help_of_a_command_imports_nothing_heavy(run_python, name):
+    run_python(
+        "import sys\n"
+        "from balms_det.commands import cli\n"
+        f"try:\n    cli.main(['{name}', '--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "assert not {'torch', 'detectron2', 'cv2', 'matplotlib'} & set(sys.modules)\n"
     )
 
 

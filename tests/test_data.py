@@ -7,13 +7,16 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, PolygonMasks
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.file import read_annotation_file
 from balms_det.config import add_balms_config
 from balms_det.data import (
     SAMPLERS,
+    LongTailDatasetMapper,
     build_test_loader,
     build_train_loader,
     check_num_classes,
@@ -119,14 +122,69 @@ def test_files_without_federated_fields_are_coco(registered, lvis_set, tmp_path)
     assert len(batch) == 2
 
 
-def test_degenerate_polygons_are_dropped(lvis_set):
+def test_degenerate_polygons_are_dropped_and_their_objects_have_no_mask(lvis_set):
     file = read_annotation_file(lvis_set[0])
     file.annotations[0]["segmentation"] = [[1.0, 2.0, 3.0, 4.0]]
     file.annotations[1]["segmentation"] = [*SQUARE, [0.0, 0.0]]
     dicts = load_dataset_dicts(file, lvis_set[1])
     by_id = {d["image_id"]: d["annotations"] for d in dicts}
-    assert by_id[7] == []
+    assert [set(a) & {"segmentation"} for a in by_id[7]] == [set()]
     assert by_id[3][0]["segmentation"] == SQUARE
+
+
+def with_masks(tmp_path, masks):
+    """Write set.json with these segmentations, None for an object without one."""
+    content = json.loads((tmp_path / "set.json").read_text())
+    for annotation, mask in zip(content["annotations"], masks, strict=True):
+        annotation["segmentation"] = mask
+        if mask is None:
+            del annotation["segmentation"]
+    (tmp_path / "set.json").write_text(json.dumps(content))
+
+
+def trained_masks(name, *opts):
+    """Return the masks of each training image of a set, (N, H, W) bool, by image id."""
+    cfg = config(
+        "MODEL.MASK_ON", True, "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.RANDOM_FLIP", "none", *opts
+    )
+    mapper = LongTailDatasetMapper(cfg, is_train=True)
+    masks = {}
+    for record in map(mapper, DatasetCatalog.get(name)):
+        instances = record["instances"]
+        found = instances.gt_masks if instances.has("gt_masks") else []
+        if isinstance(found, PolygonMasks):
+            found = BitMasks.from_polygon_masks(found, *instances.image_size)
+        masks[record["image_id"]] = found.tensor.numpy() if len(found) else np.empty((0, 32, 40))
+    return masks
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_every_kind_of_mask_trains_the_same_pixels(registered, lvis_set, tmp_path, mask_format):
+    """Polygons, run lengths as a list and as text."""
+    registered("polygons", *lvis_set)
+    expected = trained_masks("polygons", "INPUT.MASK_FORMAT", mask_format)
+    pixels = next(iter(expected.values()))[0]
+    assert 200 < pixels.sum() < 300
+    text = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    text = {"size": [32, 40], "counts": text["counts"].decode()}
+    flat = pixels.flatten(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *changes.tolist(), flat.size]).tolist()
+    with_masks(tmp_path, [{"size": [32, 40], "counts": runs}, text, SQUARE])
+    registered("mixed", *lvis_set)
+    actual = trained_masks("mixed", "INPUT.MASK_FORMAT", mask_format)
+    assert set(actual) == set(expected)
+    for image_id, masks in actual.items():
+        np.testing.assert_array_equal(masks, expected[image_id])
+
+
+def test_objects_without_a_mask_train_boxes_only(registered, lvis_set, tmp_path):
+    with_masks(tmp_path, [SQUARE, None, SQUARE])
+    registered("partly", *lvis_set)
+    masks = trained_masks("partly")
+    assert sorted(len(of_image) for of_image in masks.values()) == [0, 1, 1]
+    mapper = LongTailDatasetMapper(config("MODEL.MASK_ON", False), is_train=True)
+    assert [len(mapper(r)["instances"]) for r in DatasetCatalog.get("partly")] == [1, 1, 1]
 
 
 def test_registering_twice_is_harmless_but_a_taken_name_is_refused(registered, lvis_set, tmp_path):

@@ -15,8 +15,10 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tool_status import exit_status
 
+from balms_det.annotations.box_faults import check_boxes
 from balms_det.annotations.check import check_dataset
 from balms_det.annotations.faults import Fault
+from balms_det.annotations.file import AnnotationFile
 from balms_det.annotations.mask_faults import _run_lengths
 from balms_det.runtime.errors import InputError
 
@@ -227,6 +229,58 @@ SPOILT_ANNOTATIONS = {
         lambda c: c["images"][0].update(neg_category_ids=[8, 5]),
         ["negative_but_present"],
     ),
+    "negative area": (
+        lambda c: c["annotations"][0].update(area=-1),
+        ["malformed_record", "zero_instance_classes"],
+    ),
+    "text as area": (
+        lambda c: c["annotations"][0].update(area="256"),
+        ["malformed_record", "zero_instance_classes"],
+    ),
+    "text as crowd flag": (
+        lambda c: c["annotations"][0].update(iscrowd="0"),
+        ["malformed_record", "zero_instance_classes"],
+    ),
+    "unknown frequency": (
+        lambda c: c["categories"][0].update(frequency="often"),
+        ["malformed_record"],
+    ),
+    "image of an absurd size": (lambda c: c["images"][2].update(width=10**9), ["malformed_record"]),
+    "two classes of one name": (
+        lambda c: c["categories"][1].update(name="class 5"),
+        ["duplicate_category_name"],
+    ),
+    "polygon outside": (
+        segmentation([[4.0, 4.0, WIDTH + 9.0, 4.0, 20.0, 20.0]]),
+        ["mask_outside_image"],
+    ),
+    "polygon outside at the top": (
+        segmentation([[4.0, -4.0, 20.0, 4.0, 20.0, 20.0]]),
+        ["mask_outside_image"],
+    ),
+    "polygon outside by rounding": (
+        segmentation([[4.0, 4.0, WIDTH + 0.5, 4.0, 20.0, HEIGHT + 0.5]]),
+        [],
+    ),
+    "run lengths of an absurd size": (
+        segmentation({"size": [10**9, 10**9], "counts": [10**18]}),
+        ["mask_size"],
+    ),
+    "no mask at all": (
+        lambda c: [annotation.pop("segmentation") for annotation in c["annotations"]],
+        ["no_masks"],
+    ),
+    "boxes as fractions": (
+        lambda c: [annotation.update(bbox=[0.1, 0.1, 0.4, 0.5]) for annotation in c["annotations"]],
+        ["normalised_boxes"],
+    ),
+    "boxes as corners of their polygons": (
+        lambda c: (
+            c.update(annotations=c["annotations"][:1]),
+            c["annotations"][0].update(bbox=[4.0, 4.0, 20.0, 20.0], segmentation=[SQUARE]),
+        ),
+        ["corner_boxes", "zero_instance_classes"],
+    ),
     "negative categories that are no list": (
         lambda c: c["images"][0].update(neg_category_ids="none"),
         ["malformed_record"],
@@ -241,6 +295,42 @@ def test_spoilt_annotations(data_set, name):
     spoil(content)
     write(data_set, content)
     assert kinds(data_set) == expected
+
+
+@given(
+    boxes=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 15), st.integers(1, 20), st.integers(1, 15)),
+        min_size=1,
+        max_size=30,
+    ),
+    masks=st.booleans(),
+)
+def test_boxes_within_their_images_have_no_fault_and_corners_of_masks_have_one(boxes, masks):
+    """Whatever the boxes: sound ones are never taken for another convention."""
+
+    def file(as_corners):
+        annotations = []
+        for number, (x, y, w, h) in enumerate(boxes, 1):
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            box = [x, y, x + w, y + h] if as_corners else [x, y, w, h]
+            annotations.append({"id": number, "image_id": 1, "category_id": 1, "bbox": box})
+            if masks:
+                annotations[-1]["segmentation"] = [polygon]
+        images = [{"id": 1, "width": WIDTH, "height": HEIGHT, "file_name": "1.jpg"}]
+        sections = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "one"}],
+        }
+        return AnnotationFile.from_sections(sections, "set.json")
+
+    # Corners equal x, y, width, height for a box that starts at the origin, to the pixel.
+    told_apart = sum(x > 1 or y > 1 for x, y, _, _ in boxes) > len(boxes) / 2
+    if max(max(box) for box in boxes) > 1:  # otherwise they could be fractions
+        assert not list(check_boxes(file(False)))
+    found = {fault.kind for fault in check_boxes(file(True))}
+    if masks and told_apart:
+        assert found == {"corner_boxes"}
 
 
 def replace_picture(folder, size=(WIDTH, HEIGHT), **options):
@@ -265,6 +355,14 @@ SPOILT_PICTURES = {
     "empty": (lambda f: (f / "train" / "9.jpg").write_bytes(b""), ["corrupt_image"]),
     "no picture": (lambda f: (f / "train" / "9.jpg").write_text("hello"), ["corrupt_image"]),
     "of another size": (lambda f: replace_picture(f, (WIDTH + 1, HEIGHT)), ["image_size"]),
+    "of 16 bits a pixel": (
+        lambda f: Image.new("I;16", (WIDTH, HEIGHT)).save(f / "train" / "9.jpg", "PNG"),
+        [],
+    ),
+    "of floating-point pixels": (
+        lambda f: Image.new("F", (WIDTH, HEIGHT)).save(f / "train" / "9.jpg", "TIFF"),
+        ["corrupt_image"],
+    ),
     "upside down by EXIF": (lambda f: replace_picture(f, exif=orientation(3)), []),
     "turned by EXIF to the size": (
         lambda f: replace_picture(f, (HEIGHT, WIDTH), exif=orientation(6)),

@@ -131,6 +131,7 @@ def extract(cfg, state):
 
 
 def rows_as_bytes(features, classes):
+    features = features.cpu()
     return [(f.half().numpy().tobytes(), int(c)) for f, c in zip(features, classes, strict=True)]
 
 
@@ -198,6 +199,20 @@ def test_random_numbers_are_left_as_they_were(cfg, first_stage):
     fc.cached_features(cfg, model, dataset)
     assert torch.equal(torch.rand(3), expected[0])
     assert (np.random.rand(3) == expected[1]).all()
+
+
+@pytest.mark.gpu
+def test_workers_augment_while_a_gpu_extracts(folder, first_stage, tmp_path, device):
+    """A worker is forked from a process that has used the GPU, whose generator it cannot ask."""
+    caches = []
+    for workers in (0, 1):
+        opts = ["DATALOADER.NUM_WORKERS", workers]
+        cfg = second_stage_cfg(first_stage, tmp_path / str(workers), *opts)
+        model, dataset = frozen_model(cfg, first_stage[1]), load_train_dataset(cfg)
+        state = torch.cuda.get_rng_state(device)
+        caches.append(fc.cached_features(cfg, model, dataset))
+        assert torch.equal(torch.cuda.get_rng_state(device), state)
+    assert np.array_equal(caches[0].features, caches[1].features)
 
 
 def test_an_extraction_cut_short_goes_on_and_ends_the_same(
@@ -275,6 +290,13 @@ def test_features_are_known_by_what_they_depend_on(cfg, first_stage, folder):
     assert len(keys) == 12
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert key_of(cfg, state) == key
+
+
+def test_mixed_precision_gives_other_features(cfg, first_stage):
+    key = key_of(cfg, first_stage[1])
+    mixed = cfg.clone()
+    mixed.SOLVER.AMP.ENABLED = True
+    assert key_of(mixed, first_stage[1]) != key
 
 
 def test_classifier_loss_and_seed_share_the_features(cfg, first_stage):

@@ -704,7 +704,7 @@ def test_masks_must_be_there_to_be_scored(register, ground_truth):
         ("images", {"neg_category_ids": None}, "image 86 has no 'neg_category_ids'"),
         ("images", {"not_exhaustive_category_ids": None}, "has no 'not_exhaustive_category_ids'"),
         ("categories", {"frequency": None}, "has no 'frequency'"),
-        ("categories", {"frequency": "x"}, "has the frequency 'x', expected one of r, c, f"),
+        ("categories", {"frequency": "x"}, "has 'frequency' 'x', expected 'r', 'c' or 'f'"),
         ("categories", {"id": 77}, "does not list category"),
         ("annotations", {"area": None}, "annotation 3 has no 'area'"),
         ("annotations", {"category_id": 99}, "annotation 3 is of category 99, which is not listed"),

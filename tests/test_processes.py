@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from balms_det.commands.arguments import training_parser
+from balms_det.engine import launch
 from balms_det.runtime.processes import exit_without_teardown
 
 
@@ -72,3 +75,43 @@ def answer():
 
 def test_in_a_process_that_nobody_spawned_the_result_is_returned():
     assert answer() == 42
+
+
+def leave_backend(args):
+    Path(args.folder, str(dist.get_rank())).write_text(dist.get_backend())
+
+
+def launched(folder, device):
+    """Return the arguments of two processes for a model on `device`."""
+    args = training_parser().parse_args(["--num-gpus", "2", "--dist-url", "auto"])
+    args.opts, args.folder = ["MODEL.DEVICE", device], str(folder)
+    return args
+
+
+@pytest.mark.e2e
+@pytest.mark.gpu
+def test_processes_of_a_model_on_the_cpu_see_no_gpu(tmp_path, monkeypatch):
+    """Of which there may be fewer than processes, and which cannot do what Gloo can."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    launch(leave_backend, launched(tmp_path, "cpu"))
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["gloo", "gloo"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("before", ["0,1", None])
+def test_only_a_model_on_the_cpu_is_launched_without_gpus(device, before, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    seen = []
+    monkeypatch.setattr(
+        sys.modules["balms_det.engine.launch"],
+        "detectron2_launch",
+        lambda main, number, **kwargs: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")),
+    )
+    launch(leave_backend, launched("", device))
+    assert seen == ["" if device == "cpu" else before]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before

@@ -267,7 +267,7 @@ def test_demo_continues_after_an_unreadable_picture_and_then_says_so(trained, gl
     assert "no image is found" in error_of(nothing)
 
 
-def test_a_coco_format_file_trains_and_is_scored_with_coco_metrics(glyphs, tmp_path):
+def test_a_coco_format_file_trains_and_is_scored_by_frequency_too(glyphs, tmp_path):
     for split in ("train", "val"):
         content = json.loads((glyphs / f"glyphs_{split}.json").read_text())
         for image in content["images"]:
@@ -283,9 +283,13 @@ def test_a_coco_format_file_trains_and_is_scored_with_coco_metrics(glyphs, tmp_p
         shutil.copytree(glyphs / split, tmp_path / split)
     output = tmp_path / "output"
     done = train_net(tmp_path, output)
-    predictions = json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    predictions = json.loads((output / "inference" / "lvis_instances_results.json").read_text())
     assert {p["category_id"] for p in predictions} <= set(range(3, 31, 3))
-    assert "copypaste: AP,AP50,AP75,APs,APm,APl" in done.stdout + done.stderr
+    assert "copypaste: AP,AP50,AP75,APs,APm,APl,APr,APc,APf" in done.stdout + done.stderr
+    per_class = json.loads((output / "inference" / "lvis_per_class.json").read_text())
+    counted = json.loads((output / "class_stats.json").read_text())["classes"]
+    assert [r["image_count"] for r in per_class] == [c["image_count"] for c in counted]
+    assert [r["frequency"] for r in per_class] == [c["group"] for c in counted]
 
 
 def test_a_picture_that_breaks_off_ends_training_with_one_sentence_and_loses_nothing(

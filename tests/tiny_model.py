@@ -4,6 +4,7 @@ import argparse
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
+from second_device import name_of_device
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.config import config_file
@@ -15,7 +16,7 @@ SIZE = 64  # of the images, in pixels
 def tiny_cfg(*opts):
     """glyphs_quickstart.yaml (R-18, 64 channels, 10 classes) with fewer proposals."""
     fewer = ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 20]
-    opts = [str(opt) for opt in (*fewer, "MODEL.DEVICE", "cpu", *opts)]
+    opts = [str(opt) for opt in (*fewer, "MODEL.DEVICE", name_of_device(), *opts)]
     path = config_file("glyphs_quickstart.yaml")
     return load_config(argparse.Namespace(config_file=path, opts=opts, dataset=[]))
 

@@ -3,6 +3,7 @@
 Shapes: K foreground classes, in the order of their category ids; class index i is position i.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from balms_det.annotations.box_dimensions import (
 from balms_det.annotations.class_pairs import IntArray, class_pairs
 from balms_det.annotations.class_stats_faults import class_stats_fault
 from balms_det.annotations.file import AnnotationFile, read_annotation_file, read_json
+from balms_det.annotations.frequency_groups import frequency_group, grouped
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.errors import InputError
 
@@ -27,16 +29,6 @@ CountBy = Literal["instances", "images"]
 
 _VERSION_KEY = "class_stats_version"
 _VERSION = 1
-
-
-def frequency_group(image_count: int) -> str:
-    """Return LVIS's group of a class that occurs in `image_count` training images
-    (arXiv:1908.03195).
-
-    Returns:
-        "r" (rare) up to 10 images, "c" (common) up to 100, "f" (frequent) above.
-    """
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 def missing_class_stats(needed_by: str) -> InputError:
@@ -104,6 +96,11 @@ class ClassStats:
         if by not in ("instances", "images"):
             raise InputError(f"classes are counted by 'instances' or by 'images', not by {by!r}")
         return self.instance_counts if by == "instances" else self.image_counts
+
+    def with_groups(self, groups: str) -> "ClassStats":
+        """Return these statistics with other groups: "lvis" (no change), "thirds" or "A,B"."""
+        chosen = grouped(self.image_counts, groups, self.groups)
+        return dataclasses.replace(self, groups=tuple(chosen))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "ClassStats":

@@ -1,5 +1,6 @@
 """Reading annotation files in LVIS or COCO format: the structure is checked here, and only here."""
 
+import codecs
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +9,10 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
+from balms_det.annotations.schema import SCHEMA, record_fault
 from balms_det.runtime.errors import InputError
 from balms_det.runtime.garbage_collection import gc_disabled
 
-_FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "height": int, "width": int},
-    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
-_EXPECTED = {int: "a non-negative integer", list: "a list", str: "a string"}
 _REMEDY = "give an instance annotation file in LVIS or COCO format"
 
 
@@ -78,6 +74,11 @@ class AnnotationFile:
             annotations=sections["annotations"],
             categories=sorted(categories, key=lambda category: category["id"]),
         )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether some annotation has a segmentation."""
+        return any(annotation.get("segmentation") for annotation in self.annotations)
 
     def image_name(self, image: dict[str, Any]) -> str:
         """Return the path of an image (one of :attr:`images`) below the image root.
@@ -162,7 +163,7 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
         InputError: it is not JSON; JSON has no NaN and no Infinity.
     """
     try:
-        return orjson.loads(data)
+        return orjson.loads(data.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         # The error counts characters; the excerpt may be off by a few where there are non-ASCII.
         excerpt = data[max(error.pos - 30, 0) : error.pos + 10].decode(errors="replace")
@@ -181,26 +182,9 @@ def sections_of(content: Any, path: str | os.PathLike[str]) -> dict[str, list[An
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: the top level is a {type(content).__name__}, expected an object with "
-            f"{', '.join(_FIELDS)}; {_REMEDY}"
+            f"{', '.join(SCHEMA)}; {_REMEDY}"
         )
-    for section in _FIELDS:
+    for section in SCHEMA:
         if not isinstance(content.get(section), list):
             raise InputError(f"{path}: there is no list {section!r}; {_REMEDY}")
-    return {section: content[section] for section in _FIELDS}
-
-
-def record_fault(section: str, record: Any) -> str | None:
-    """Return what is wrong with a record of `section`, as the end of a sentence, or None.
-
-    Returns:
-        None when every required field is there and of its type.
-    """
-    if type(record) is not dict:
-        return f"is {record!r:.40}, expected an object"
-    for field, kind in _FIELDS[section].items():
-        value = record.get(field)
-        if type(value) is not kind or (type(value) is int and value < 0):
-            if field not in record:
-                return f"has no {field!r}"
-            return f"has {field!r} {value!r:.40}, expected {_EXPECTED[kind]}"
-    return None
+    return {section: content[section] for section in SCHEMA}

@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,48 +17,48 @@ from balms_det.runtime.progress import progress_bar
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
-def image_names(file: AnnotationFile) -> tuple[list[str | None], list[Fault]]:
-    """Return the path of each image below the image root, or None, and the faults of names."""
-    names: list[str | None] = []
+def check_image_names(file: AnnotationFile) -> Iterator[Fault]:
+    """Yield images that name no file, and files that several images name."""
     images_of: defaultdict[str, list[int]] = defaultdict(list)
-    faults = []
     for image in file.images:
-        try:
-            name = file.image_name(image)
-            images_of[os.path.normpath(name)].append(image["id"])
-        except InputError:
-            name = None
+        name = _name_of(file, image)
+        if name is None:
             message = "has neither 'file_name' nor 'coco_url'"
-            faults.append(Fault("malformed_record", f"image {image['id']}", message))
-        names.append(name)
+            yield Fault("malformed_record", f"image {image['id']}", message)
+        else:
+            images_of[os.path.normpath(name)].append(image["id"])
     for name, ids in images_of.items():
         if len(ids) > 1:
             message = "is the file of the images " + ", ".join(map(str, ids))
-            faults.append(Fault("shared_image_file", name, message))
-    return names, faults
+            yield Fault("shared_image_file", name, message)
 
 
 def check_images(
-    file: AnnotationFile,
-    names: list[str | None],
-    image_root: str | os.PathLike[str],
-    progress: bool,
+    file: AnnotationFile, image_root: str | os.PathLike[str], progress: bool
 ) -> list[Fault]:
     """Return the images that cannot be decoded or have another size than the file says.
 
     Images are decoded in threads: Pillow releases the interpreter lock while it decodes.
     """
 
-    def check(image: dict[str, Any], name: str | None) -> Fault | None:
+    def check(image: dict[str, Any]) -> Fault | None:
+        name = _name_of(file, image)
         if name is None:
             return None
         found = _image_fault(os.path.join(image_root, name), image["width"], image["height"])
         return found and Fault(found[0], f"image {image['id']} ({name})", found[1])
 
     with ThreadPoolExecutor() as pool:
-        checked = pool.map(check, file.images, names)
-        bar = progress_bar(checked, "Decoding", total=len(names), show=progress)
+        checked = pool.map(check, file.images)
+        bar = progress_bar(checked, "Decoding", total=len(file.images), show=progress)
         return [fault for fault in bar if fault is not None]
+
+
+def _name_of(file: AnnotationFile, image: dict[str, Any]) -> str | None:
+    try:
+        return file.image_name(image)
+    except InputError:
+        return None
 
 
 def _image_fault(path: str, width: int, height: int) -> tuple[str, str] | None:
@@ -65,12 +66,14 @@ def _image_fault(path: str, width: int, height: int) -> tuple[str, str] | None:
     try:
         with Image.open(path) as image:
             image.load()
-            size = image.size
+            size, mode = image.size, image.mode
             orientation = image.getexif().get(ExifTags.Base.Orientation)
     except FileNotFoundError:
         return "missing_image", f"there is no file {path}"
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to.
         return "corrupt_image", f"it cannot be decoded ({error})"
+    if mode == "F":
+        return "corrupt_image", "its pixels are floating-point numbers, expected 8 or 16 bits"
     turned = orientation in _QUARTER_TURNS
     if turned:
         size = size[::-1]

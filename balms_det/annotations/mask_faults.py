@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from balms_det.annotations.box_faults import TOLERANCE
 from balms_det.annotations.faults import Fault, where_of
 from balms_det.annotations.file import AnnotationFile
 
@@ -11,14 +12,21 @@ _LEAST_TRIANGLE = 1e-6
 
 
 def check_masks(file: AnnotationFile) -> Iterator[Fault]:
-    """Yield masks that are missing, malformed, empty, or of another size than their image."""
+    """Yield masks that are missing, malformed, empty, outside, or of another size than their image.
+
+    A file without any mask is one to train boxes on: that is one warning.
+    """
     sizes = {image["id"]: [image["height"], image["width"]] for image in file.images}
+    if file.annotations and not file.has_masks:
+        message = "no annotation has a segmentation; only boxes can be trained"
+        yield Fault("no_masks", "annotations", message, severity="warning")
+        return
     for annotation in file.annotations:
-        mask = annotation.get("segmentation")
+        mask, size = annotation.get("segmentation"), sizes.get(annotation["image_id"])
         if isinstance(mask, list) and mask:
-            found = _polygon_faults(mask)
+            found = _polygon_faults(mask, size)
         elif isinstance(mask, dict):
-            found = _rle_faults(mask, sizes.get(annotation["image_id"]))
+            found = _rle_faults(mask, size)
         elif mask is None or mask == []:
             found = iter([("missing_mask", "there is no segmentation")])
         else:
@@ -27,7 +35,8 @@ def check_masks(file: AnnotationFile) -> Iterator[Fault]:
             yield Fault(kind, where_of(annotation), message)
 
 
-def _polygon_faults(polygons: list[Any]) -> Iterator[tuple[str, str]]:
+def _polygon_faults(polygons: list[Any], size: list[int] | None) -> Iterator[tuple[str, str]]:
+    """Return faults of polygons in an image of `size` (height, width), if that is known."""
     for position, polygon in enumerate(polygons):
         name = f"segmentation[{position}]"
         if not isinstance(polygon, list) or not {type(value) for value in polygon} <= {int, float}:
@@ -38,6 +47,16 @@ def _polygon_faults(polygons: list[Any]) -> Iterator[tuple[str, str]]:
             yield "degenerate_polygon", f"{name} has {len(polygon) // 2} points, expected 3 or more"
         elif not _spans_area(polygon):
             yield "degenerate_polygon", f"{name} has no area: {polygon!r:.60}"
+        elif size is not None and not _is_within(polygon, *size):
+            yield "mask_outside_image", f"{name} leaves the image of {size[1]} x {size[0]}"
+
+
+def _is_within(polygon: list[float], height: int, width: int) -> bool:
+    if min(polygon) < -TOLERANCE:
+        return False
+    if max(polygon) <= min(width, height) + TOLERANCE:
+        return True  # which is most of them, and quick to see
+    return max(polygon[::2]) <= width + TOLERANCE and max(polygon[1::2]) <= height + TOLERANCE
 
 
 def _spans_area(polygon: list[float]) -> bool:

@@ -134,6 +134,24 @@ def class_repeat_factors(
     return np.maximum(1.0, np.sqrt(ratio) if sqrt else ratio)
 
 
+def advised_threshold(image_counts: IntArray, num_images: int) -> float:
+    """Return the threshold that repeats all but the most frequent third of the classes.
+
+    On LVIS v1, whose frequent classes are a third of all, that is near the paper's 0.001.
+
+    Args:
+        image_counts: (K,) images that contain each class; those without any do not count.
+        num_images: N.
+
+    Returns:
+        t in [0, 1]; 0 where no class occurs.
+    """
+    counts = np.sort(image_counts[image_counts > 0])
+    if not len(counts):
+        return 0.0
+    return float(counts[len(counts) * 2 // 3] / num_images)
+
+
 def image_repeat_factors(images: ClassImages, class_factors: FloatArray) -> FloatArray:
     """Return the repeat factor of each image: the largest among its classes (arXiv:1908.03195,
     B.2).

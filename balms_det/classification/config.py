@@ -10,6 +10,7 @@ from balms_det.config import add_balms_config, merge_config_files, run_name
 from balms_det.config.checks import check, check_allowed, merge_config
 from balms_det.config.effects import warn_of_keys_without_effect
 from balms_det.config.keys import check_options
+from balms_det.config.values import fitted_overrides
 from balms_det.losses.plain import PLAIN_LOSSES
 from balms_det.losses.registry import LOSSES
 from balms_det.options import Choices, add_keys, check_keys
@@ -49,7 +50,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     cfg = default_config()
     reference = "balms_det/classification/options.py"
     merge_config_files(cfg, config_file, reference=reference)
-    merge_config(cfg, lambda: cfg.merge_from_list(list(opts)), "the command line", reference)
+    overrides = fitted_overrides(cfg, opts)
+    merge_config(cfg, lambda: cfg.merge_from_list(overrides), "the command line", reference)
     if cfg.DEVICE == "auto":
         cfg.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     validate_config(cfg)

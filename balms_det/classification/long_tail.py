@@ -9,7 +9,8 @@ Shapes and names used throughout:
 import numpy as np
 import numpy.typing as npt
 
-from balms_det.annotations.class_stats import ClassStats, frequency_group
+from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.frequency_groups import frequency_group
 from balms_det.annotations.repeat_factors import ClassImages
 from balms_det.runtime.errors import InputError
 

@@ -13,11 +13,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import orjson
-
-from balms_det.classification import Trainer, load_config
-from balms_det.runtime.atomic_file import atomic_file
-from balms_det.runtime.memory import keep_freed_memory
+from balms_det.commands.arguments import add_overrides
 
 logger = logging.getLogger("balms_det")
 
@@ -28,10 +24,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE.yaml")
     parser.add_argument("--resume", action="store_true", help="continue OUTPUT_DIR's run")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    add_overrides(parser)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Seconds to import, which help does not need.
+    import orjson
 
+    from balms_det.classification import Trainer, load_config
+    from balms_det.runtime.atomic_file import atomic_file
+    from balms_det.runtime.memory import keep_freed_memory
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
     cfg = load_config(args.config_file, args.opts)
     trainer = Trainer(cfg)

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import balms_det
@@ -41,18 +41,18 @@ def usage() -> str:
     )
 
 
-def command_named(name: str) -> Callable[[], Any]:
-    """Import a command and return its main function.
+def run_command(name: str) -> Any:
+    """Import a command, call its main function and return what that returns.
 
     Raises:
-        InputError: there is no such command.
+        InputError: there is no such command, or it needs a package that is not installed.
     """
     if name not in COMMANDS:
         close = closest(name, COMMANDS)
         remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(COMMANDS)}"
         raise InputError(f"there is no command {name!r}; {remedy}")
     try:
-        module = importlib.import_module(f"balms_det.commands.{name.replace('-', '_')}")
+        return importlib.import_module(f"balms_det.commands.{name.replace('-', '_')}").main()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "detectron2":
             raise
@@ -60,8 +60,6 @@ def command_named(name: str) -> Callable[[], Any]:
             f"`balms-det {name}` needs Detectron2, which is not installed; run `balms-det "
             "install-detectron2`, or install it from its own repository"
         ) from error
-    main: Callable[[], Any] = module.main
-    return main
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         # The command reads these, and its help shows the name.
         sys.argv = [f"balms-det {name}", *arguments]
-        run_tool(lambda: command_named(name)())
+        run_tool(lambda: run_command(name))

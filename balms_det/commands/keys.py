@@ -7,7 +7,6 @@ docs/CONFIGURATION.md.
 import argparse
 from collections.abc import Sequence
 
-from balms_det.config.reference import key_reference
 from balms_det.runtime.errors import InputError
 
 
@@ -18,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("prefix", nargs="?", default="", metavar="PREFIX")
     args = parser.parse_args(argv)
+    from balms_det.config.reference import key_reference  # seconds to import
+
     reference = key_reference(args.prefix)
     if not reference:
         raise InputError(

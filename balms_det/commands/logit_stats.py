@@ -11,19 +11,8 @@ MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE, the features of a second stage are used 
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
-
-from balms_det.engine import (
-    add_dataset_argument,
-    build_checkpointer,
-    build_long_tail_model,
-    load_config,
-)
-from balms_det.engine.logit_stats import collect_logit_stats
-from balms_det.runtime.errors import InputError
+from balms_det.commands.arguments import add_dataset_argument, add_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,20 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--output", metavar="JSON", help="default: logit_stats.json in OUTPUT_DIR")
     add_dataset_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    add_overrides(parser)
     args = parser.parse_args(argv)
-    setup_logger(name="balms_det")
-    cfg = load_config(args)
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is ''; set it to the checkpoint of a trained detector")
-    cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = "none"  # the logits as they are
-    cfg.freeze()
-    # The same proposals are sampled whenever it runs.
-    seed_all_rng(max(cfg.SEED, 0))
-    model = build_long_tail_model(cfg, None)
-    build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    output = Path(args.output or Path(cfg.OUTPUT_DIR) / "logit_stats.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    stats = collect_logit_stats(cfg, model)
-    stats.save(output)
-    print(f"The logits of {stats.num_rows} proposals are summed up in {output}.")
+    from balms_det.engine.logit_stats import logit_stats  # seconds to import
+
+    logit_stats(args)

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from balms_det.annotations.class_stats import ClassStats
+from balms_det.annotations.frequency_groups import are_groups
+from balms_det.annotations.repeat_factors import advised_threshold
+from balms_det.runtime.errors import InputError
 
+# More names than these would not be readable below the bars.
+_MOST_NAMES = 60
 GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare", "#d55e00")}
 
 
@@ -43,6 +48,11 @@ def summary(stats: ClassStats) -> str:
         largest, smallest = stats.instance_counts.max(), stats.instance_counts[present].min()
         lines.append(
             f"imbalance {largest / smallest:.4g} (largest to smallest class that has instances)"
+        )
+        threshold = advised_threshold(stats.image_counts, stats.num_images)
+        lines.append(
+            f"DATALOADER.REPEAT_THRESHOLD {threshold:.2g} repeats all classes but the "
+            "most frequent third, as 0.001 does on LVIS"
         )
         by_count = present[np.argsort(-stats.instance_counts[present], kind="stable")]
         lines += ["most frequent:", *_class_lines(stats, by_count[:5])]
@@ -78,7 +88,11 @@ def plot_long_tail(stats: ClassStats, path: str) -> None:
     axes.set_yscale("symlog", linthresh=1, linscale=0.3)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
-    axes.set_xlabel("class, sorted by the number of images")
+    if len(order) <= _MOST_NAMES:
+        names = [stats.names[index] for index in order]
+        axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=8)
+    else:
+        axes.set_xlabel("class, sorted by the number of images")
     axes.set_ylabel("images with the class (bars)\ninstances of the class (dots)")
     axes.set_title(f"{stats.num_classes} classes in {stats.num_images} images")
     axes.legend(frameon=False)
@@ -93,10 +107,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "source", metavar="JSON", help="annotation file, statistics file, or registered data set"
     )
+    parser.add_argument(
+        "--groups",
+        default="lvis",
+        metavar="lvis|thirds|A,B",
+        help="which classes are rare, common and frequent, as MODEL.LONG_TAIL.GROUPS; default lvis",
+    )
     parser.add_argument("--json", metavar="OUT", help="write the statistics of every class here")
     parser.add_argument("--plot", metavar="OUT.png", help="draw the long tail here")
     args = parser.parse_args(argv)
-    stats = load_stats(args.source)
+    if not are_groups(args.groups):
+        raise InputError(
+            f"--groups is {args.groups!r}; give lvis, thirds, or two limits such as 20,200"
+        )
+    stats = load_stats(args.source).with_groups(args.groups)
     print(summary(stats))
     if args.json:
         stats.save(args.json)

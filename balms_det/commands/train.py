@@ -1,61 +1,18 @@
-"""Train or evaluate a detector: --config-file configs/lvis_r50_balsig.yaml [KEY VALUE ...]
+"""Train or evaluate a detector.
 
-The command line is Detectron2's, plus --dataset NAME JSON IMAGE_ROOT for your own data.
+balms-det train --config-file configs/lvis_r50_balsig.yaml --num-gpus 8
+balms-det train --config-file rcnn_fpn+balsig \
+    --dataset my_train train.json images/ --dataset my_val val.json images/ \
+    DATASETS.TRAIN my_train DATASETS.TEST my_val MODEL.ROI_HEADS.NUM_CLASSES 24
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from detectron2.engine import default_setup, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-
-from balms_det.engine import (
-    LongTailTrainer,
-    argument_parser,
-    build_checkpointer,
-    build_long_tail_model,
-    checkpoint_of_run,
-    evaluate,
-    inference_class_stats,
-    load_config,
-)
-from balms_det.runtime.processes import exit_without_teardown
+from balms_det.commands.arguments import training_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = argument_parser(__doc__).parse_args(argv)
-    launch(
-        train,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    args = training_parser(__doc__).parse_args(argv)
+    from balms_det.engine import launch, run  # seconds to import, which help does not need
 
-
-@exit_without_teardown
-def train(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """Train or evaluate in one of the processes that :func:`main` launches."""
-    cfg = load_config(args)
-    cfg.freeze()
-    # Detectron2 logs the file of a configuration; one that is joined from several is logged whole.
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="balms_det")
-
-    if args.eval_only:
-        weights = checkpoint_of_run(cfg, resume=args.resume)
-        stats = inference_class_stats(cfg, weights)
-        model = build_long_tail_model(cfg, stats)
-        build_checkpointer(cfg, model, stats).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = evaluate(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-
-    trainer = LongTailTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    launch(run, args)

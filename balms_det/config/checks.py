@@ -42,7 +42,7 @@ def merge_config(
         merge()
     except KeyError as error:
         raise _unknown_key(cfg, str(error.args[0]), source, reference) from error
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         if reason.startswith("Non-existent key"):
             raise _unknown_key(cfg, reason, source, reference) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from balms_det.config.bases import check_file, first_base
 from balms_det.config.checks import merge_config
+from balms_det.config.values import fitted_file
 from balms_det.runtime.errors import InputError
 
 _BASE_DIRECTORIES = (".", "bases", "classification/bases")
@@ -84,13 +85,21 @@ def merge_config_files(cfg: Any, name: str, **where: str) -> None:
     """
     for index, path in enumerate(config_files(name)):
         check_file(path)
-        merge_config(cfg, partial(cfg.merge_from_file, path, allow_unsafe=False), path, **where)
+        merge_config(cfg, partial(_merge_file, cfg, path), path, **where)
         base = first_base(path) if index == 0 else _parts(name)[0]
         cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS.replace("{BASE}", Path(base).stem)
         calibration = cfg.MODEL.LONG_TAIL.get("CALIBRATION")  # A classifier has none.
         if calibration is not None:
             path = calibration.LOGIT_STATS.replace("{BASE}", Path(base).stem)
             calibration.LOGIT_STATS = path
+
+
+def _merge_file(cfg: Any, path: str) -> None:
+    content = cfg.load_yaml_with_base(path, allow_unsafe=False)
+    if content.get("VERSION") == cfg.get("VERSION"):
+        cfg.merge_from_other_cfg(type(cfg)(fitted_file(cfg, content)))
+    else:  # Detectron2 renames the keys of earlier versions.
+        cfg.merge_from_file(path, allow_unsafe=False)
 
 
 def run_name(name: str) -> str:

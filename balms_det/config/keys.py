@@ -10,6 +10,7 @@ from typing import Any
 from balms_det.calibration import CalibrationOptions
 from balms_det.config.inputs import CopyPasteOptions, LargeScaleJitterOptions
 from balms_det.config.nodes import (
+    DatasetOptions,
     DecoupleOptions,
     InferenceOptions,
     LongTailOptions,
@@ -40,6 +41,7 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("MODEL.LONG_TAIL", InferenceOptions),
         ("INPUT", CopyPasteOptions),
         ("INPUT", LargeScaleJitterOptions),
+        ("DATASETS", DatasetOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

@@ -8,6 +8,7 @@ Release: the code of the paper's authors.
 
 from dataclasses import dataclass
 
+from balms_det.annotations.frequency_groups import are_groups
 from balms_det.classifier import CLASSIFIERS
 from balms_det.options import (
     ABOVE_0,
@@ -36,6 +37,15 @@ class LongTailOptions(Options):
         'What n_j counts: "instances" (slides) or "images" that contain class j (release).',
         allowed=Choices(("instances", "images")),
         source="slides",
+    )
+    groups: str = option(
+        "GROUPS",
+        "lvis",
+        'Which classes are rare, common and frequent: "lvis" takes what the annotation file says, '
+        'or LVIS\'s limits of 10 and 100 training images; "thirds" makes groups of equal size; '
+        '"20,200" sets the limits. APr, APc and APf are of these groups, and ACSL reads them.',
+        allowed=Range(are_groups, '"lvis", "thirds", or two limits such as "20,200"'),
+        source="arXiv:1908.03195",
     )
     reinit_mismatched: bool = option(
         "REINIT_MISMATCHED",
@@ -150,6 +160,26 @@ class InferenceOptions(Options):
         "INFERENCE.COMPILE_BACKBONE",
         False,
         "torch.compile the backbone, which takes minutes once.",
+    )
+
+
+@dataclass(frozen=True)
+class DatasetOptions(Options):
+    """Data sets of your own, under DATASETS."""
+
+    register: list[list[str]] = option(
+        "REGISTER",
+        [],
+        "Annotation files to register, each as [NAME, JSON, IMAGE_ROOT]; --dataset adds to it. A "
+        "run's config.yaml holds them with absolute paths. Those whose files are not present are "
+        "passed over.",
+        allowed=Range(
+            lambda sets: all(
+                isinstance(entry, list | tuple) and [type(part) for part in entry] == [str] * 3
+                for entry in sets
+            ),
+            "a list of [NAME, JSON, IMAGE_ROOT]",
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 from filelock import FileLock
 from torch.utils.data import ConcatDataset
 
+from balms_det.annotations.check import refuse_unusable
 from balms_det.annotations.class_stats import ClassStats, IntArray
 from balms_det.annotations.file import AnnotationFile, opened, parse_json, read_bytes
 from balms_det.data.dataset_dicts import load_dataset_dicts
@@ -52,6 +53,9 @@ class AnnotationCache:
         format: "lvis" or "coco", as :class:`AnnotationFile` has it.
         class_stats: counted from all annotations of the file.
         num_images: N.
+        has_masks: whether some annotation has a segmentation.
+        remarks: a sentence on each kind of fault that spoils single objects.
+        file_names: N paths of the images below the image root.
         image_index: (A,) int32 in [0, N).
         class_index: (A,) int32 in [0, K).
         is_crowd: (A,) bool.
@@ -71,6 +75,9 @@ class AnnotationCache:
         self._mapped = memoryview(mapped)
         header = orjson.loads(self._mapped[footer : -_FOOTER.size])
         self.format: str = header["format"]
+        self.has_masks: bool = header["has_masks"]
+        self.remarks: list[str] = header["remarks"]
+        self.file_names: list[str] = header["file_names"]
         self.class_stats = ClassStats.from_dict(header["class_stats"])
         arrays = {
             name: np.frombuffer(self._mapped, dtype, length, offset)
@@ -131,6 +138,12 @@ class CachedDataset(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self.cache.dataset_dict(image, self._image_root) for image in images]
         return self.cache.dataset_dict(images, self._image_root)
+
+    @property
+    def file_names(self) -> list[str]:
+        """The paths of the images."""
+        names = self.cache.file_names
+        return [os.path.join(self._image_root, names[image]) for image in self._images.tolist()]
 
     def class_pairs(self, *, crowds: bool = False) -> tuple[IntArray, IntArray]:
         """Return (A',) image and (A',) class indices of the annotations, without or with crowds."""
@@ -255,6 +268,7 @@ def _write(path: Path, file: AnnotationFile) -> None:
     Layout: the images' dictionaries as JSON, which keeps every value as it is in the annotation
     file and is parsed in microseconds; the arrays; the header, JSON; the footer.
     """
+    remarks = refuse_unusable(file)
     class_stats = ClassStats.from_annotation_file(file)
     dataset_dicts = load_dataset_dicts(file, "")
     annotations = [record["annotations"] for record in dataset_dicts]
@@ -286,6 +300,9 @@ def _write(path: Path, file: AnnotationFile) -> None:
         header_start = position
         header = {
             "format": file.format,
+            "has_masks": file.has_masks,
+            "remarks": remarks,
+            "file_names": [record["file_name"] for record in dataset_dicts],
             "class_stats": class_stats.to_dict(),
             "arrays": arrays,
         }

@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from balms_det.annotations.class_pairs import IntArray, class_pairs
-from balms_det.annotations.class_stats import frequency_group
+from balms_det.annotations.frequency_groups import frequency_group
 
 Record = dict[str, Any]
 

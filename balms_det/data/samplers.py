@@ -195,9 +195,35 @@ def _instance_aware_repeat_factor(cfg: Any, images: ClassImages, seed: int | Non
         cfg.DATALOADER.REPEAT_THRESHOLD,
         sqrt=cfg.DATALOADER.REPEAT_SQRT,
     )
-    per_image = torch.from_numpy(rf.image_repeat_factors(images, factors)).float()
-    sampler: Sampler[int] = RepeatFactorTrainingSampler(per_image, seed=seed)
+    sampler: Sampler[int] = RepeatFactorTrainingSampler(
+        _image_factors(images, factors, cfg.DATALOADER.REPEAT_THRESHOLD), seed=seed
+    )
     return sampler
+
+
+def _image_factors(images: ClassImages, class_factors: FloatArray, threshold: float) -> Tensor:
+    """Return the repeat factor of each image, float32 (N,), and log their range.
+
+    A threshold that repeats nothing is a warning, with one that would.
+    """
+    factors = rf.image_repeat_factors(images, class_factors)
+    repeated = int((factors > 1).sum())
+    if repeated:
+        logger.info(
+            "Repeat factors are 1 to %.3g, the mean is %.3g; above 1 for %d of %d images",
+            factors.max(),
+            factors.mean(),
+            repeated,
+            images.num_images,
+        )
+    else:
+        logger.warning(
+            "DATALOADER.REPEAT_THRESHOLD %g repeats no image: every class is in more of them; %.2g "
+            "would repeat all but the most frequent third of the classes, as 0.001 does on LVIS",
+            threshold,
+            rf.advised_threshold(images.image_counts, images.num_images),
+        )
+    return torch.from_numpy(factors).float()
 
 
 def _class_balanced(cfg: Any, images: ClassImages, seed: int | None) -> Sampler[int]:
@@ -262,6 +288,6 @@ def build_train_sampler(
             cfg.DATALOADER.REPEAT_THRESHOLD,
             sqrt=cfg.DATALOADER.REPEAT_SQRT,
         )
-        per_image = torch.from_numpy(rf.image_repeat_factors(images, factors)).float()
+        per_image = _image_factors(images, factors, cfg.DATALOADER.REPEAT_THRESHOLD)
         return RepeatFactorTrainingSampler(per_image, seed=cfg.SEED)
     return None

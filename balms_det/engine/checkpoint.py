@@ -14,6 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.decouple import is_within
+from balms_det.engine.class_order import layers_of_classes, order_of_classes, reordered
 from balms_det.engine.class_stats import CHECKPOINT_REMEDY, unreadable_checkpoint
 from balms_det.engine.torchvision_resnet import from_torchvision, warn_of_another_input
 from balms_det.runtime.errors import InputError
@@ -148,7 +149,10 @@ class LongTailCheckpointer(DetectionCheckpointer):
             for name, value in state.items()
             if name in ours and value.shape != ours[name].shape
         ]
-        afresh = self._layers_to_start_afresh(misfits, state) if misfits else []
+        theirs = _class_stats_of(checkpoint)
+        afresh = self._layers_to_start_afresh(misfits, state, theirs) if misfits else []
+        if not misfits and theirs is not None and self._class_stats is not None:
+            state, afresh = self._with_our_classes(state, theirs, self._class_stats)
         checkpoint["model"] = {n: value for n, value in state.items() if n not in afresh}
 
         incompatible = super()._load_model(checkpoint)
@@ -167,7 +171,39 @@ class LongTailCheckpointer(DetectionCheckpointer):
             warn_of_another_input(self._path, self.model)
         return incompatible
 
-    def _layers_to_start_afresh(self, misfits: list[Misfit], state: StateDict) -> list[str]:
+    def _with_our_classes(
+        self, state: StateDict, theirs: ClassStats, ours: ClassStats
+    ) -> tuple[StateDict, list[str]]:
+        """Return the state with the classes in our order, and the names of what starts afresh.
+
+        Raises:
+            InputError: the checkpoint has other classes, and these layers may not start afresh.
+        """
+        if theirs.num_classes != ours.num_classes:
+            return state, []
+        try:
+            order = order_of_classes(theirs, ours, self._path)
+        except InputError:
+            if not self._reinit_mismatched:
+                raise
+            afresh = layers_of_classes(list(state))
+            logger.warning(
+                "%s: started afresh, because the classes are others: %s",
+                self._path,
+                ", ".join(afresh),
+            )
+            return state, afresh
+        if order is None:
+            return state, []
+        logger.warning(
+            "%s: its classes have another order than the training set's, and are matched by name",
+            self._path,
+        )
+        return reordered(state, order), []
+
+    def _layers_to_start_afresh(
+        self, misfits: list[Misfit], state: StateDict, theirs: ClassStats | None
+    ) -> list[str]:
         """Return the names in `state` of the parameters of the layers that do not fit.
 
         A layer starts afresh as a whole: the bias of a weight that was not loaded means nothing.
@@ -177,11 +213,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
         ]
         if not self._reinit_mismatched:
             more = f" and {len(listing) - 8} more" if len(listing) > 8 else ""
-            keys = (
-                "MODEL.RESNETS.DEPTH"
-                if any(_RESNET_CONV.search(name) for name, _, _ in misfits)
-                else "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.LONG_TAIL.LOSS.NAME"
-            )
+            keys = "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.LONG_TAIL.LOSS.NAME"
+            if any(_RESNET_CONV.search(name) for name, _, _ in misfits):
+                keys = "MODEL.RESNETS.DEPTH"
+            elif theirs is not None:
+                keys += f" (it has {theirs.num_classes} classes; its run's config.yaml has both)"
             raise InputError(
                 f"{self._path}: the checkpoint does not fit the model ({', '.join(listing[:8])}"
                 f"{more}); {_background_hint(misfits)}set {keys} to what it was trained with, or "
@@ -220,6 +256,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
                 f"{self._path}: the checkpoint's ResNet is another than the model's ({odd}); set "
                 "MODEL.RESNETS.DEPTH to the checkpoint's, or MODEL.WEIGHTS to one of this depth"
             )
+
+
+def _class_stats_of(checkpoint: dict[str, Any]) -> ClassStats | None:
+    content = checkpoint.get("class_stats")
+    return None if content is None else ClassStats.from_dict(content)
 
 
 def _resnet_stage(name: str) -> str:

@@ -55,7 +55,7 @@ def training_class_stats(cfg: Any) -> ClassStats:
     source = cfg.MODEL.LONG_TAIL.STATS_FILE or cfg.DATASETS.TRAIN
     stats = None
     if comm.is_main_process():
-        stats = resolve_class_stats(source)
+        stats = resolve_class_stats(source).with_groups(cfg.MODEL.LONG_TAIL.GROUPS)
         if not cfg.MODEL.LONG_TAIL.STATS_FILE:
             path = Path(cfg.OUTPUT_DIR) / "class_stats.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,22 +65,26 @@ def training_class_stats(cfg: Any) -> ClassStats:
     return ClassStats.from_dict(content) if stats is None else stats
 
 
-def inference_class_stats(cfg: Any, weights: str, *, needs_file: bool = True) -> ClassStats | None:
+def inference_class_stats(cfg: Any, weights: str) -> ClassStats | None:
     """Return the class statistics of a trained model, or None where nobody knows them.
 
     Args:
-        cfg: its MODEL.LONG_TAIL.STATS_FILE goes before the checkpoint's statistics.
+        cfg: its MODEL.LONG_TAIL.STATS_FILE goes before the checkpoint's statistics. These take its
+            place where there is no such file: a run's configuration works without it.
         weights: path of the checkpoint.
-        needs_file: whether a STATS_FILE that is missing is an error; otherwise the checkpoint's
-            statistics take its place.
 
     Raises:
-        InputError: STATS_FILE is missing or cannot be used.
+        InputError: STATS_FILE cannot be used, or is missing and the checkpoint carries nothing.
         InputError: MODEL.LONG_TAIL.CALIBRATION needs statistics and nobody knows them.
     """
     stats_file = cfg.MODEL.LONG_TAIL.STATS_FILE
-    uses_file = bool(stats_file) and (needs_file or os.path.isfile(stats_file))
-    stats = ClassStats.load(stats_file) if uses_file else class_stats_in(weights)
+    stats = None
+    if not stats_file or not os.path.isfile(stats_file):
+        stats = class_stats_in(weights)
+    if stats is None and stats_file:
+        stats = ClassStats.load(stats_file)
+    if stats is not None:
+        stats = stats.with_groups(cfg.MODEL.LONG_TAIL.GROUPS)
     calibration = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
     if stats is None and CALIBRATIONS[calibration]:
         raise missing_class_stats(
@@ -94,8 +98,10 @@ def class_stats_in(path: str) -> ClassStats | None:
     """Return the class statistics that a checkpoint on disk carries, or None.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: the checkpoint is missing or cannot be read.
     """
+    if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
+        raise InputError(f"{path}: there is no such checkpoint; {CHECKPOINT_REMEDY}")
     if not path.endswith(".pth") or not os.path.isfile(path):
         return None
     # Memory-mapped, so that only the small part asked for is read; files from before PyTorch 1.6

@@ -1,15 +1,12 @@
 """A training composed of Detectron2's parts, in the manner of its plain training loop."""
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
     SimpleTrainer,
@@ -17,13 +14,7 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
+from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_sgd
@@ -35,25 +26,18 @@ from torch import nn
 
 from balms_det.annotations.class_stats import ClassStats
 from balms_det.calibration import CALIBRATIONS
-from balms_det.data import (
-    build_test_loader,
-    build_train_loader,
-    load_train_dataset,
-    meta_sampler_of,
-)
+from balms_det.data import build_train_loader, load_train_dataset, meta_sampler_of
 from balms_det.decouple import find_modules, freeze_except
 from balms_det.engine.checkpoint import LongTailCheckpointer
 from balms_det.engine.class_stats import training_class_stats
+from balms_det.engine.data_checks import check_data, fitted_to_data
+from balms_det.engine.evaluate import evaluate
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
 from balms_det.engine.hooks import FreezeLate
+from balms_det.engine.loop import AMPLoop, SimpleLoop
 from balms_det.engine.meta import build_meta_learning
-from balms_det.evaluation import LVISEvaluator
-from balms_det.modeling import (
-    prepared_for_inference,
-    provide_class_stats,
-    speed_up_training,
-    train_on_features,
-)
+from balms_det.engine.summary import training_summary
+from balms_det.modeling import provide_class_stats, speed_up_training, train_on_features
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +63,22 @@ class LongTailTrainer:
         """
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # as Detectron2's trainers do, where nobody has
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(fitted_to_data(cfg), comm.get_world_size())
         self.cfg = cfg
         self.class_stats = class_stats or training_class_stats(cfg)
+        check_data(cfg, self.class_stats)
         self.results: OrderedDict[str, Any] | None = None
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.model = build_long_tail_model(cfg, self.class_stats)
         optimizer = build_optimizer(cfg, self.model)
         loader = build_train_loader(cfg)
-        loop_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        loop_type = AMPLoop if cfg.SOLVER.AMP.ENABLED else SimpleLoop
         self.loop: SimpleTrainer = loop_type(distribute(self.model), loader, optimizer)
         self.checkpointer = build_checkpointer(
             cfg, self.model, self.class_stats, trainer=LoopState(self.loop)
         )
         self.loop.register_hooks(self._build_hooks())
+        logger.info("Training:\n%s", training_summary(cfg, self.class_stats))
 
     def _build_hooks(self) -> list[HookBase | None]:
         """Return the hooks of the loop in their order."""
@@ -159,7 +145,7 @@ class LongTailTrainer:
         return self.results
 
     def _evaluate(self) -> OrderedDict[str, Any]:
-        self.results = evaluate(self.cfg, self.model)
+        self.results = evaluate(self.cfg, self.model, self.class_stats)
         return self.results
 
 
@@ -200,7 +186,7 @@ def build_long_tail_model(cfg: Any, class_stats: ClassStats | None) -> nn.Module
         detectron2_cfg.MODEL.LONG_TAIL.STATS_FILE = ""
         detectron2_cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = _built_calibration(cfg)
     model: nn.Module = build_model(detectron2_cfg)
-    logger.info("Model:\n%s", model)
+    logger.debug("Model:\n%s", model)
     if class_stats is not None:
         provide_class_stats(model, cfg.MODEL.LONG_TAIL, class_stats)
     if cfg.MODEL.LONG_TAIL.FAST_TRAINING:
@@ -228,8 +214,10 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    # Fused: one pass over the parameters instead of a dozen.
-    return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
+    # Fused: one pass over the parameters instead of a dozen. A fused optimizer takes the scale of
+    # mixed precision out of the gradients itself, after they were clipped.
+    fused = not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
+    return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused)
 
 
 def build_checkpointer(
@@ -243,31 +231,6 @@ def build_checkpointer(
         reinit_mismatched=cfg.MODEL.LONG_TAIL.REINIT_MISMATCHED,
         **checkpointables,
     )
-
-
-def build_evaluator(cfg: Any, dataset_name: str) -> DatasetEvaluator:
-    """Build the evaluator of a data set: LVIS's metrics for federated annotations, else COCO's."""
-    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
-        return LVISEvaluator(dataset_name, output_dir=output_dir)
-    return COCOEvaluator(dataset_name, output_dir=output_dir)
-
-
-def evaluate(cfg: Any, model: nn.Module) -> OrderedDict[str, Any]:
-    """Evaluate a model on DATASETS.TEST, run as MODEL.LONG_TAIL.INFERENCE says.
-
-    Returns:
-        The results of the data set, or of each by its name where there are several.
-    """
-    prepared = prepared_for_inference(model, cfg.MODEL.LONG_TAIL.INFERENCE)
-    results: OrderedDict[str, Any] = OrderedDict()
-    for name in cfg.DATASETS.TEST:
-        loader, evaluator = build_test_loader(cfg, name), build_evaluator(cfg, name)
-        results[name] = inference_on_dataset(prepared, loader, evaluator)
-        if comm.is_main_process():
-            logger.info("Evaluation results for %s in csv format:", name)
-            print_csv_format(results[name])
-    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -8,11 +8,26 @@ from balms_det.data import DETECTRON2_SAMPLERS, SAMPLERS
 from balms_det.decouple import is_within
 from balms_det.losses.plain import PLAIN_LOSSES
 from balms_det.losses.registry import LOSSES
-from balms_det.options import Choices, Range
+from balms_det.options import AT_LEAST_0, AT_LEAST_1, FRACTION, Choices, Range
 from balms_det.runtime.errors import InputError
 
 _SAMPLERS = Choices((*DETECTRON2_SAMPLERS, *SAMPLERS))
-_NUM_CLASSES = Range(lambda number: number >= 1, "the number of foreground classes, 1 or more")
+# Detectron2's keys that lead to a traceback, or to a result that means nothing.
+_ALLOWED = {
+    "MODEL.ROI_HEADS.NUM_CLASSES": Range(
+        lambda number: number >= 1, "the number of foreground classes, 1 or more"
+    ),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": FRACTION,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": FRACTION,
+    "SOLVER.MAX_ITER": AT_LEAST_1,
+    "SOLVER.IMS_PER_BATCH": AT_LEAST_1,
+    "SOLVER.CHECKPOINT_PERIOD": AT_LEAST_1,
+    "TEST.DETECTIONS_PER_IMAGE": Range(
+        lambda number: number == -1 or number >= 1, "1 or more, or -1 for no limit"
+    ),
+    "TEST.EVAL_PERIOD": AT_LEAST_0,
+    "DATALOADER.NUM_WORKERS": AT_LEAST_0,
+}
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -23,7 +38,8 @@ def validate_config(cfg: CfgNode) -> None:
     """
     check_options(cfg)
     check_allowed(cfg, "DATALOADER.SAMPLER_TRAIN", _SAMPLERS)
-    check_allowed(cfg, "MODEL.ROI_HEADS.NUM_CLASSES", _NUM_CLASSES)
+    for key, allowed in _ALLOWED.items():
+        check_allowed(cfg, key, allowed)
     long_tail, heads = cfg.MODEL.LONG_TAIL, cfg.MODEL.ROI_HEADS.NAME
     check(
         cfg,

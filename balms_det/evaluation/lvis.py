@@ -1,7 +1,11 @@
-"""LVIS's metrics for boxes and masks, with Detectron2's interface, keys and values.
+"""LVIS's or COCO's metrics for boxes and masks, with Detectron2's interface, keys and values.
+
+A file in LVIS format is scored by LVIS's rules, one in COCO format by COCO's. Both give the AP of
+rare, common and frequent classes and of each class.
 
 Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", arXiv:1908.03195. The
-reference is the ``lvis`` package (lvis-api), to whose last bit these results are equal.
+references are the ``lvis`` package (lvis-api) and pycocotools, to whose last bit these results are
+equal.
 
 Shapes: T IoU thresholds, P recall points, K classes (in the order of their category ids), A area
 ranges (all, small, medium, large).
@@ -23,8 +27,16 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from balms_det.annotations.class_stats import ClassStats
 from balms_det.annotations.file import AnnotationFile
-from balms_det.evaluation.ground_truth import category_ids_of, read_ground_truth, tasks_to_score
+from balms_det.evaluation.ground_truth import (
+    category_ids_of,
+    check_masks_to_score,
+    positions_of_classes,
+    read_ground_truth,
+    tasks_to_score,
+    with_frequencies,
+)
 from balms_det.evaluation.predictions import (
     ImagePredictions,
     compressed_masks,
@@ -48,7 +60,7 @@ TASKS = ("bbox", "segm")
 
 
 class LVISEvaluator(DatasetEvaluator):
-    """Scores predictions on a registered LVIS-format data set, as Detectron2's LVISEvaluator does.
+    """Scores predictions on a registered data set, as Detectron2's evaluators of its format do.
 
     Predictions are kept as arrays and compressed masks. Two processes or more send theirs to the
     main process in rounds of a few images, so that no process pickles all of its predictions at
@@ -70,8 +82,10 @@ class LVISEvaluator(DatasetEvaluator):
         tasks: Sequence[str] | None = None,
         distributed: bool = True,
         output_dir: str | os.PathLike[str] | None = None,
-        max_dets_per_image: int = 300,
+        max_dets_per_image: int | None = None,
         precision_of: PrecisionOf = hotcoco_precision,
+        class_stats: ClassStats | None = None,
+        regroup: bool = False,
     ) -> None:
         """
         Args:
@@ -82,26 +96,18 @@ class LVISEvaluator(DatasetEvaluator):
             distributed: whether to collect predictions from all processes.
             output_dir: where to write the predictions (``lvis_instances_results.json``) and the
                 results (``lvis_results.json``, ``lvis_per_class.json``); by default nowhere.
-            max_dets_per_image: highest-scoring detections of an image that count, over all classes.
+            max_dets_per_image: highest-scoring detections of an image that count: of all classes by
+                LVIS's rules, default 300, and of each class by COCO's, default 100.
             precision_of: computes the precision of one task; default hotcoco.
+            class_stats: of the model's training set. Its classes are found in the data set by
+                name, in any order; its groups and counts serve files that state none.
+            regroup: whether these groups go before those that the file states.
 
         Raises:
             InputError: an argument is not allowed, or the annotation file cannot be used.
         """
-        for task in tasks or ():
-            if task not in TASKS:
-                raise InputError(f"the evaluation task is {task!r}; choose from {', '.join(TASKS)}")
-        if max_dets_per_image < 1:
-            raise InputError(
-                f"max_dets_per_image is {max_dets_per_image}; set it to 1 or more (LVIS: 300)"
-            )
-        metadata = MetadataCatalog.get(dataset_name)
-        for key in ("json_file", "thing_classes"):
-            if metadata.get(key) is None:
-                raise InputError(
-                    f"the data set {dataset_name!r} has no {key!r} in its metadata, so that it "
-                    "cannot be evaluated; register it with `--dataset NAME JSON IMAGE_ROOT`"
-                )
+        _check_arguments(tasks, max_dets_per_image)
+        metadata = _metadata_to_score(dataset_name)
         self._dataset_name = dataset_name
         self._category_ids = category_ids_of(
             metadata.thing_classes, metadata.get("thing_dataset_id_to_contiguous_id")
@@ -109,14 +115,41 @@ class LVISEvaluator(DatasetEvaluator):
         self._tasks = tasks
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._max_dets = max_dets_per_image
         self._precision_of = precision_of
+        if class_stats is not None:
+            order = positions_of_classes(class_stats.names, metadata.thing_classes, dataset_name)
+            self._category_ids = self._category_ids[order]
         # Read before inference, so that a fault in the file shows before hours have been spent.
         self._ground_truth: AnnotationFile | None = None
         if not distributed or comm.is_main_process():
-            self._ground_truth = read_ground_truth(PathManager.get_local_path(metadata.json_file))
-            self._check_classes(self._ground_truth)
+            ground_truth = read_ground_truth(PathManager.get_local_path(metadata.json_file))
+            self._check_classes(ground_truth)
+            if class_stats is not None:
+                ids = self._category_ids.tolist()
+                ground_truth = with_frequencies(ground_truth, ids, class_stats, regroup=regroup)
+            self._ground_truth = ground_truth
+            default_cap = 300 if ground_truth.format == "lvis" else 100
+            self._max_dets = max_dets_per_image or default_cap
         self.reset()
+
+    @property
+    def category_ids(self) -> np.ndarray:
+        """The id in the annotation file of each class of the model, int64 (K,)."""
+        return self._category_ids
+
+    @property
+    def max_detections(self) -> int:
+        """The cap that `max_dets_per_image` sets; only in the main process."""
+        return self._max_dets
+
+    def check_masks(self) -> None:
+        """Refuse ground truth in which some, and not all, objects lack a mask.
+
+        Raises:
+            InputError: names the first object without one.
+        """
+        if self._ground_truth is not None and self._ground_truth.has_masks:
+            check_masks_to_score(self._ground_truth)
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -207,9 +240,10 @@ class LVISEvaluator(DatasetEvaluator):
             _write_json(self._output_dir / "lvis_results.json", results)
             _write_json(self._output_dir / "lvis_per_class.json", self.per_class)
         logger.info(
-            "Results on %s with at most %d detections per image, in percent:\n%s\n\n%s",
+            "Results on %s with at most %d detections per image%s, in percent:\n%s\n\n%s",
             self._dataset_name,
             self._max_dets,
+            "" if ground_truth.format == "lvis" else " and class",
             format_results(results),
             format_per_class(self.per_class),
         )
@@ -274,6 +308,27 @@ class LVISEvaluator(DatasetEvaluator):
             f"image {image_id} of {self._dataset_name!r} was predicted on twice, which would count "
             "its detections twice; visit each image once, and call reset() before another run"
         )
+
+
+def _check_arguments(tasks: Sequence[str] | None, max_dets_per_image: int | None) -> None:
+    for task in tasks or ():
+        if task not in TASKS:
+            raise InputError(f"the evaluation task is {task!r}; choose from {', '.join(TASKS)}")
+    if max_dets_per_image is not None and max_dets_per_image < 1:
+        raise InputError(
+            f"max_dets_per_image is {max_dets_per_image}; set it to 1 or more (LVIS: 300)"
+        )
+
+
+def _metadata_to_score(dataset_name: str) -> Any:
+    metadata = MetadataCatalog.get(dataset_name)
+    for key in ("json_file", "thing_classes"):
+        if metadata.get(key) is None:
+            raise InputError(
+                f"the data set {dataset_name!r} has no {key!r} in its metadata, so that it "
+                "cannot be evaluated; register it with `--dataset NAME JSON IMAGE_ROOT`"
+            )
+    return metadata
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from balms_det.annotations.frequency_groups import GROUP_NAMES
+
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 
 _MAX_CLASSES_LISTED = 30
 

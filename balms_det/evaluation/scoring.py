@@ -1,4 +1,4 @@
-"""LVIS's precision by hotcoco, and the metrics that follow from a precision.
+"""The precision of LVIS's and COCO's metrics by hotcoco, and the metrics that follow from it.
 
 Shapes: T IoU thresholds, P recall points, K classes (in the order of their category ids), A area
 ranges (all, small, medium, large).
@@ -13,8 +13,8 @@ import hotcoco
 import numpy as np
 
 from balms_det.annotations.file import AnnotationFile
+from balms_det.annotations.frequency_groups import GROUP_NAMES
 from balms_det.evaluation.predictions import ImagePredictions
-from balms_det.evaluation.report import GROUP_NAMES
 from balms_det.runtime.garbage_collection import gc_disabled
 
 # ``precision_of(ground_truth, predictions, task, max_dets)`` returns (T, P, K, A).
@@ -30,36 +30,46 @@ def hotcoco_precision(
 ) -> np.ndarray:
     """Return the precision (T, P, K, A), -1 where there is no ground truth, by hotcoco.
 
-    A few images are scored at a time.
+    A few images are scored at a time. The rules are those of the ground truth's format.
 
-    The cap and the federated rule (an image judges only classes that were verified to be present in
-    it or absent from it) are applied before hotcoco sees a detection: with a thousand classes they
-    leave a small part, and StreamingEval's own cap is per class. As in lvis-api, objects and
-    detections without area are left out, and crowds are objects like others.
+    COCO: `max_dets` caps the detections of a class in an image, an image judges all classes, and
+    crowds are ignored.
+
+    LVIS: `max_dets` caps the detections of an image. The cap and the federated rule (an image
+    judges only classes that were verified to be present in it or absent from it) are applied before
+    hotcoco sees a detection: with a thousand classes they leave a small part, and StreamingEval's
+    own cap is per class. As in lvis-api, objects and detections without area are left out, and
+    crowds are objects like others.
     """
+    federated = ground_truth.format == "lvis"
     fields = ["id", "image_id", "category_id", "bbox", "area"]
+    if not federated:
+        fields.append("iscrowd")
     if task == "segm":
         fields.append("segmentation")
     category_ids = np.array([category["id"] for category in ground_truth.categories])
     annotations = defaultdict(list)
     for annotation in ground_truth.annotations:
-        if annotation["area"] > 0:
+        if annotation["area"] > 0 or not federated:
             annotations[annotation["image_id"]].append(annotation)
     detections = {prediction.image_id: prediction for prediction in predictions}
 
     params = hotcoco.Params(task)
     params.max_dets = [max_dets]
     evaluation = hotcoco.StreamingEval(
-        ground_truth.categories, task, lvis_style=True, params=params
+        ground_truth.categories, task, lvis_style=federated, params=params
     )
     for images in _chunks(ground_truth.images):
         present = [annotations[image["id"]] for image in images]
         predicted = [detections.get(image["id"]) for image in images]
-        judged = [
-            [annotation["category_id"] for annotation in objects] + image["neg_category_ids"]
-            for image, objects in zip(images, present, strict=True)
-        ]
-        rows, masks = _judged_detections(predicted, judged, category_ids, task, max_dets)
+        kept = None
+        if federated:
+            judged = [
+                [annotation["category_id"] for annotation in objects] + image["neg_category_ids"]
+                for image, objects in zip(images, present, strict=True)
+            ]
+            kept = _judged_detections(predicted, judged, category_ids, max_dets)
+        rows, masks = _rows_and_masks(predicted, kept, task)
         evaluation.update(
             images,
             [{field: ann[field] for field in fields} for objects in present for ann in objects],
@@ -77,24 +87,19 @@ def _judged_detections(
     predicted: Sequence[ImagePredictions | None],
     judged: Sequence[Sequence[int]],
     category_ids: np.ndarray,
-    task: str,
     max_dets: int,
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return the detections of some images that count, as hotcoco takes them.
+) -> np.ndarray:
+    """Return which detections of some images count, bool, one image after the other.
 
     Args:
         predicted: for each image, None where nothing was predicted.
         judged: for each image the ids of the categories that are judged in it.
         category_ids: int64 (K,), ascending.
-        task: "bbox" or "segm".
         max_dets: of an image.
-
-    Returns:
-        float64 (D, 7): image id, box (XYWH), score, category id; and D masks, or none for boxes.
     """
     some = [(i, p) for i, p in enumerate(predicted) if p is not None and len(p.scores)]
     if not some:
-        return np.empty((0, 7)), []
+        return np.empty(0, dtype=bool)
     sizes = [len(prediction.scores) for _, prediction in some]
     image = np.repeat([position for position, _ in some], sizes)
     scores = np.concatenate([prediction.scores for _, prediction in some])
@@ -111,21 +116,46 @@ def _judged_detections(
     is_judged[judged_in, _class_indices(judged_ids, category_ids)] = True
     is_judged[:, -1] = False
     kept &= is_judged[image, _class_indices(categories, category_ids)]
+    return kept
 
+
+def _rows_and_masks(
+    predicted: Sequence[ImagePredictions | None], kept: np.ndarray | None, task: str
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the detections of some images as hotcoco takes them.
+
+    Args:
+        predicted: for each image, None where nothing was predicted.
+        kept: bool (D',), which of their detections count, by LVIS's rules; None where all do, by
+            COCO's. Without an area detections do not count by LVIS's.
+        task: "bbox" or "segm".
+
+    Returns:
+        float64 (D, 7): image id, box (XYWH), score, category id; and D masks, or none for boxes.
+    """
+    some = [p for p in predicted if p is not None and len(p.scores)]
+    if not some:
+        return np.empty((0, 7)), []
+    sizes = [len(prediction.scores) for prediction in some]
+    federated = kept is not None
+    if kept is None:
+        kept = np.ones(sum(sizes), dtype=bool)
     rows = np.empty((kept.sum(), 7))
-    rows[:, 0] = np.repeat([prediction.image_id for _, prediction in some], sizes)[kept]
-    rows[:, 1:5] = np.concatenate([prediction.boxes for _, prediction in some])[kept]
-    rows[:, 5] = scores[kept]
-    rows[:, 6] = categories[kept]
+    rows[:, 0] = np.repeat([prediction.image_id for prediction in some], sizes)[kept]
+    rows[:, 1:5] = np.concatenate([prediction.boxes for prediction in some])[kept]
+    rows[:, 5] = np.concatenate([prediction.scores for prediction in some])[kept]
+    rows[:, 6] = np.concatenate([prediction.category_ids for prediction in some])[kept]
     masks: list[dict[str, Any]] = []
     if task == "segm":
         parts = np.split(kept, np.cumsum(sizes)[:-1])
-        for (_, prediction), part in zip(some, parts, strict=True):
+        for prediction, part in zip(some, parts, strict=True):
             masks += prediction.rles(part)
         # Sizes are those of the masks. hotcoco takes them from the boxes, and uses these for
         # nothing else. (pycocotools' area() fails above 255 masks with NumPy 2.)
         rows[:, 1:5] = 0, 0, 0, 1
         rows[:, 3] = hotcoco.mask.area(masks)
+    if not federated:
+        return rows, masks
     has_area = rows[:, 3] * rows[:, 4] > 0
     return rows[has_area], list(itertools.compress(masks, has_area))
 
@@ -144,7 +174,7 @@ def _chunks(images: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def metrics(precision: np.ndarray, categories: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return Detectron2's nine metrics, in percent, from the precision (T, P, K, A)."""
-    frequencies = np.array([category["frequency"] for category in categories])
+    frequencies = np.array([category.get("frequency") for category in categories])
     all_sizes = precision[..., 0]
     selections = {
         "AP": all_sizes,
@@ -177,7 +207,7 @@ def class_records(
         {
             "category_id": category["id"],
             "name": category["name"],
-            "frequency": category["frequency"],
+            "frequency": category.get("frequency"),
             "image_count": category.get("image_count"),
             **{key: aps[index] for key, aps in aps_of.items()},
         }

@@ -30,7 +30,7 @@ def sweep(
     Args:
         evaluator: of the data set that was predicted on.
         predictions: in the order of their image ids, uncalibrated.
-        category_ids: (K,), ascending; of the classes whose counts `calibration` knows.
+        category_ids: (K,) of the classes whose counts `calibration` knows, in their order.
         calibration: from a strength.
         strengths: each 0 or more.
 
@@ -42,6 +42,7 @@ def sweep(
         InputError: a detection is of a category that is not in `category_ids`.
     """
     ids = np.asarray(category_ids)
+    order = np.argsort(ids)
     class_indices = []
     for prediction in predictions:
         unknown = prediction.category_ids[~np.isin(prediction.category_ids, ids)]
@@ -51,7 +52,8 @@ def sweep(
                 "the class statistics do not list; give the statistics of the set that the model "
                 "was trained on"
             )
-        class_indices.append(torch.from_numpy(np.searchsorted(ids, prediction.category_ids)))
+        position = np.searchsorted(ids, prediction.category_ids, sorter=order)
+        class_indices.append(torch.from_numpy(order[position]))
     for strength in strengths:
         rescore = calibration(strength).rescore
         rescored = [

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID_BESIDE_BACKGROUND
-from balms_det.losses.elements import Reduction, at_least_float32, ranks_within, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_inputs,
+    ranks_within,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.options import FRACTION, Options, Range, option
 
@@ -43,6 +49,7 @@ def adaptive_class_suppression_loss(
         draws: (R, 3); of the background rows those with the least draws are chosen.
         reduction: as in :func:`~balms_det.losses.sigmoid_loss`, for (R, K + 1).
     """
+    check_inputs(logits, gt_classes, frequency_groups=(frequency_groups, -1))
     logits = at_least_float32(logits)
     targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
     is_background = gt_classes == logits.shape[1] - 1

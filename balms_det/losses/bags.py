@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import Activation, GroupSoftmax, group_log_sums
-from balms_det.losses.elements import Reduction, at_least_float32, ranks_within, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_inputs,
+    ranks_within,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.options import AT_LEAST_0, Options, Range, option
 
@@ -58,6 +64,7 @@ def group_softmax_loss(
             averaged over different numbers of rows, a row's loss is what its share of the averages
             would have to be for the "proposals" reduction to give their sum.
     """
+    check_inputs(logits, gt_classes)
     logits = at_least_float32(logits)
     num_rows, num_classes = len(logits), len(class_groups)
     num_groups = logits.shape[1] - num_classes - 2

@@ -9,10 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID, SOFTMAX
-from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_counts,
+    check_inputs,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.losses.plain import sigmoid_loss, softmax_loss
 from balms_det.options import AT_LEAST_0, Choices, Options, option
+from balms_det.runtime.errors import InputError
 
 
 def balanced_softmax_loss(
@@ -30,14 +37,25 @@ def balanced_softmax_loss(
     Args:
         labels: (R,) int64 in [0, C), C being the number of columns of `logits`.
         logits: (R, C).
-        sample_per_class: (C,) training counts; zeros are clamped to one, so that classes without
-            an example stay finite.
+        sample_per_class: (C,) training counts, or frequencies on any scale. Zeros are clamped to
+            one, or to the least frequency below one, so that classes without an example stay
+            finite.
         reduction: "mean" over rows, "sum", or "none" for the (R,) row losses.
+
+    Raises:
+        InputError: shapes or dtypes do not go together.
     """
+    check_inputs(logits, labels, gt_name="labels", sample_per_class=(sample_per_class, 0))
     logits = at_least_float32(logits)
-    log_counts = sample_per_class.to(logits).clamp(min=1).log()
+    log_counts = _above_0(sample_per_class.to(logits)).log()
     losses = F.cross_entropy(logits + log_counts, labels, reduction="none")
     return reduce_losses(losses, "proposals" if reduction == "mean" else reduction)
+
+
+def _above_0(class_counts: Tensor) -> Tensor:
+    """Return counts or frequencies with zeros clamped to one, or to the least value below one."""
+    least = class_counts.where(class_counts > 0, 1).min().clamp(max=1)
+    return class_counts.clamp(min=least)
 
 
 def balanced_softmax_shifts(class_counts: Tensor) -> Tensor:
@@ -49,12 +67,17 @@ def balanced_softmax_shifts(class_counts: Tensor) -> Tensor:
     plain softmax.
 
     Args:
-        class_counts: (K,) training counts; zeros are clamped to one.
+        class_counts: (K,) training counts, or frequencies on any scale; zeros are clamped as by
+            :func:`balanced_softmax_loss`.
 
     Returns:
         (K + 1,) float64, zero for the background.
+
+    Raises:
+        InputError: `class_counts` is not one number of 0 or more for each class.
     """
-    counts = class_counts.to(torch.float64).clamp(min=1)
+    check_counts(class_counts)
+    counts = _above_0(class_counts.to(torch.float64))
     return F.pad((counts / counts.mean()).log(), (0, 1))
 
 
@@ -69,6 +92,7 @@ def shifted_softmax_loss(
         shifts: (K + 1,) from :func:`balanced_softmax_shifts`.
         reduction: as in :func:`softmax_loss`.
     """
+    check_inputs(logits, gt_classes, shifts=(shifts, 0))
     logits = at_least_float32(logits)
     return softmax_loss(logits + shifts.to(logits), gt_classes, reduction=reduction)
 
@@ -99,7 +123,17 @@ def balanced_sigmoid_margins(
 
     Returns:
         (K,) float64. With a single class there is nothing to balance and "keep" gives zero.
+
+    Raises:
+        InputError: `class_counts` is not one number of 0 or more for each class, or holds
+            frequencies, which the clamps would make equal.
     """
+    check_counts(class_counts)
+    if not class_counts.is_cuda and bool(((class_counts > 0) & (class_counts < 1)).any()):
+        raise InputError(
+            "class_counts has values between 0 and 1, such as frequencies have; multiply them by "
+            "the number of training objects, because the margins need counts"
+        )
     counts = class_counts.to(torch.float64)
     num_classes = len(counts)
     n = max(float(counts.sum() if total is None else total), 2.0)
@@ -131,6 +165,7 @@ def balanced_sigmoid_loss(
         reduction: "proposals" (sum over rows and classes / R, as the release), "sum", or "none"
             for (R, K).
     """
+    check_inputs(logits, gt_classes, margins=(margins, 0))
     logits = at_least_float32(logits)
     margins = margins.to(logits)
     if rows == "foreground":

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID
-from balms_det.losses.elements import Reduction, one_hot_targets, reduce_losses
+from balms_det.losses.elements import Reduction, check_inputs, one_hot_targets, reduce_losses
 from balms_det.losses.loss import State
 from balms_det.losses.plain import sigmoid_loss
 from balms_det.losses.tail import TailLoss
@@ -34,6 +34,7 @@ def drop_loss(
         draws: (R, K); of background rows, draws of at least tail rows / foreground rows drop.
         reduction: as in :func:`~balms_det.losses.sigmoid_loss`.
     """
+    check_inputs(logits, gt_classes, is_tail=(is_tail, 0))
     elements = sigmoid_loss(logits, gt_classes, reduction="none")
     dropped = dropped_by_drop_loss(elements, gt_classes, is_tail, draws)
     return reduce_losses(elements.masked_fill(dropped, 0), reduction)

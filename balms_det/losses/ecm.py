@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID_WITH_BACKGROUND
-from balms_det.losses.elements import Reduction, at_least_float32, reduce_losses
+from balms_det.losses.elements import Reduction, at_least_float32, check_inputs, reduce_losses
 from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.options import ABOVE_0, Options, option
 
@@ -75,6 +75,7 @@ def effective_class_margin_loss(
         element_weights: (K + 1,) w, from :func:`effective_class_margin_weights`.
         reduction: as in :func:`~balms_det.losses.sigmoid_loss`, for (R, K + 1).
     """
+    check_inputs(logits, gt_classes, shifts=(shifts, 0), element_weights=(element_weights, 0))
     logits = at_least_float32(logits)
     targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)
     elements = F.binary_cross_entropy_with_logits(

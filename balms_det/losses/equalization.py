@@ -13,6 +13,7 @@ from balms_det.losses.elements import (
     Reduction,
     accumulated,
     at_least_float32,
+    check_inputs,
     one_hot_targets,
     reduce_losses,
 )
@@ -36,6 +37,7 @@ def equalization_loss(
         is_tail: (K,) bool; in the paper the classes with an image frequency below lambda.
         reduction: as in :func:`sigmoid_loss`.
     """
+    check_inputs(logits, gt_classes, is_tail=(is_tail, 0))
     logits = at_least_float32(logits)
     targets = one_hot_targets(gt_classes, logits)
     is_foreground = gt_classes < logits.shape[1]
@@ -67,6 +69,7 @@ def softmax_equalization_loss(
         gamma: in [0, 1].
         reduction: as in :func:`softmax_loss`.
     """
+    check_inputs(logits, gt_classes, is_tail=(is_tail, -1))
     logits = at_least_float32(logits)
     num_classes = logits.shape[1] - 1
     beta = torch.rand(len(logits), num_classes, device=logits.device) < gamma
@@ -107,6 +110,7 @@ def eqlv2_loss(
         targets: (R, K + 1) in [0, 1], in place of the one-hot ones of `gt_classes`.
         reduction: as in :func:`sigmoid_loss`, for (R, K + 1).
     """
+    check_inputs(logits, gt_classes, pos_grads=(pos_grads, -1), neg_grads=(neg_grads, -1))
     logits = at_least_float32(logits)
     if targets is None:
         targets = F.one_hot(gt_classes, logits.shape[1]).to(logits)

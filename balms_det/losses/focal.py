@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID
-from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_inputs,
+    one_hot_targets,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, State
 from balms_det.options import AT_LEAST_0, FRACTION, Options, Range, option
 
@@ -34,6 +40,7 @@ def focal_loss(
         alpha: in [0, 1]; negative for alpha_t = 1.
         reduction: as in :func:`sigmoid_loss`.
     """
+    check_inputs(logits, gt_classes)
     logits = at_least_float32(logits)
     targets = one_hot_targets(gt_classes, logits)
     towards_truth = logits * (2 * targets - 1)

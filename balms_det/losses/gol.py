@@ -5,7 +5,13 @@ from torch import Tensor
 
 from balms_det.losses.activations import GUMBEL
 from balms_det.losses.droploss import dropped_by_drop_loss
-from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_inputs,
+    one_hot_targets,
+    reduce_losses,
+)
 from balms_det.losses.loss import State
 from balms_det.losses.tail import TailLoss
 
@@ -36,6 +42,7 @@ def gumbel_optimised_loss(
         is_tail, draws: as in :func:`drop_loss`. Without a tail it is the cross-entropy alone.
         reduction: as in :func:`~balms_det.losses.sigmoid_loss`.
     """
+    check_inputs(logits, gt_classes, is_tail=(is_tail, 0))
     logits = at_least_float32(logits).clamp(*GUMBEL_LOGIT_RANGE)
     minus_log_p = (-logits).exp()
     minus_log_not_p = -(-torch.expm1(-minus_log_p)).log()

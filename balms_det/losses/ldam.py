@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SOFTMAX
-from balms_det.losses.elements import Reduction, at_least_float32
+from balms_det.losses.elements import Reduction, at_least_float32, check_inputs
 from balms_det.losses.loss import Loss, State, TrainingClasses
 from balms_det.losses.plain import softmax_loss
 from balms_det.options import AT_LEAST_0, Options, option
@@ -48,6 +48,7 @@ def ldam_loss(
         scale: s, positive; turns margins of z into margins of the logits.
         reduction: as in :func:`softmax_loss`.
     """
+    check_inputs(logits, gt_classes, margins=(margins, 0))
     logits = at_least_float32(logits)
     short = F.one_hot(gt_classes, logits.shape[1]) * (scale * margins.to(logits))
     return softmax_loss(logits - short, gt_classes, reduction=reduction)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from balms_det.losses.activations import SOFTMAX
 from balms_det.losses.balanced import shifted_softmax_loss
-from balms_det.losses.elements import Reduction, at_least_float32
+from balms_det.losses.elements import Reduction, at_least_float32, check_inputs
 from balms_det.losses.loss import Loss, RunningState, State, TrainingClasses
 from balms_det.options import ABOVE_0, FRACTION, Options, option
 
@@ -38,6 +38,7 @@ def equilibrium_loss(
         background_score: s of the background, a constant, positive.
         reduction: as in :func:`~balms_det.losses.softmax_loss`.
     """
+    check_inputs(logits, gt_classes, mean_scores=(mean_scores, -1))
     shifts = F.pad(mean_scores, (0, 1), value=background_score)
     shifts = shifts.clamp(min=torch.finfo(torch.float32).tiny).log()
     return shifted_softmax_loss(logits, gt_classes, shifts, reduction=reduction)

@@ -4,7 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SIGMOID, SOFTMAX, Activation
-from balms_det.losses.elements import Reduction, at_least_float32, one_hot_targets, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    at_least_float32,
+    check_inputs,
+    one_hot_targets,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, State
 
 
@@ -18,6 +24,7 @@ def softmax_loss(
         gt_classes: (R,) in [0, K].
         reduction: "proposals" (sum over rows / R), "sum", or "none" for the (R,) row losses.
     """
+    check_inputs(logits, gt_classes)
     return reduce_losses(
         F.cross_entropy(at_least_float32(logits), gt_classes, reduction="none"), reduction
     )
@@ -33,6 +40,7 @@ def sigmoid_loss(
         gt_classes: (R,) in [0, K].
         reduction: "proposals" (sum over rows and classes / R), "sum", or "none" for (R, K).
     """
+    check_inputs(logits, gt_classes)
     logits = at_least_float32(logits)
     targets = one_hot_targets(gt_classes, logits)
     return reduce_losses(

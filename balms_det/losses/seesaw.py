@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balms_det.losses.activations import SOFTMAX, SOFTMAX_WITH_OBJECTNESS, Activation
-from balms_det.losses.elements import Reduction, accumulated, at_least_float32, reduce_losses
+from balms_det.losses.elements import (
+    Reduction,
+    accumulated,
+    at_least_float32,
+    check_inputs,
+    reduce_losses,
+)
 from balms_det.losses.loss import Loss, RunningState, State, TrainingClasses
 from balms_det.losses.plain import softmax_loss
 from balms_det.options import AT_LEAST_0, Options, Range, option
@@ -32,6 +38,7 @@ def seesaw_logits(
     Returns:
         (R, K) with objectness, else (R, K + 1).
     """
+    check_inputs(logits, gt_classes, class_samples=(class_samples, -2 if objectness else -1))
     logits = at_least_float32(logits)
     num_classes = len(class_samples)
     columns = num_classes if objectness else num_classes + 1

@@ -33,6 +33,7 @@ VERSION = "2"  # of what is kept; another one is another cache
 _SOURCES = ("backbone.", "proposal_generator.", "roi_heads.box_head.")
 _NOT_SOURCES = ("LONG_TAIL", "WEIGHTS", "DEVICE", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
 _BATCHES_PER_FLUSH = 64
+_HOST = torch.device("cpu")
 
 
 def cached_features(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> FeatureCache:
@@ -77,6 +78,8 @@ def cache_key(cfg: Any, model: nn.Module, dataset: Sequence[Record]) -> str:
         relevant.MODEL.pop(name)
     digest.update(relevant.MODEL.dump().encode() + relevant.INPUT.dump().encode())
     digest.update(f"{cfg.MODEL.LONG_TAIL.DECOUPLE.FEATURE_VIEWS} {_rows_kept(cfg)}".encode())
+    if cfg.SOLVER.AMP.ENABLED:
+        digest.update(b"computed in mixed precision")
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(_SOURCES):
             digest.update(name.encode())
@@ -110,18 +113,18 @@ def _extract(
         collate_fn=list,
         generator=torch.Generator(),  # of its own, and not the one that training draws from
     )
-    device_type = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     written: list[int] = []
     num_rows: list[int] = []
     position = 0
     with (
         EventStorage(),
-        torch.autocast(device_type, enabled=cfg.SOLVER.AMP.ENABLED),
+        torch.autocast(device.type, enabled=cfg.SOLVER.AMP.ENABLED),
     ):
         for number, batch in enumerate(loader, start=1):
             of_batch = slots[position : position + len(batch)]
             position += len(batch)
-            with _seeded(of_batch[0]):
+            with _seeded(of_batch[0], device):
                 rows = sampled_roi_features(model, batch, at_most=_rows_kept(cfg))
             cache.write(of_batch, rows)
             written += of_batch
@@ -148,13 +151,20 @@ class _Slots(Dataset[Any]):
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the random generators, and afterwards leave them as they were."""
+def _seeded(seed: int, device: torch.device = _HOST) -> Iterator[None]:
+    """Seed the random generators of the host and of `device`, and afterwards leave them as they
+    were.
+
+    Generators of other devices are not touched: a worker of a loader cannot, for it is forked.
+    """
+    devices = [] if device.type == "cpu" else [device]
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.get_device_module(device).manual_seed(seed)
         try:
             yield
         finally:
