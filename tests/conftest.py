@@ -59,6 +59,21 @@ def device():
     return torch.device(second_device.name_of_device())
 
 
+@pytest.fixture(scope="session")
+def emulated(device):
+    """The emulated device, of which alone waits are counted."""
+    if not second_device.is_installed():
+        pytest.skip("waits are counted on the emulated device, where the code is the same")
+    return device
+
+
+@pytest.fixture
+def two_devices(device):
+    """Each of two processes has a device: the CPU, or a GPU of its own."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("each process of a training needs a GPU of its own")
+
+
 # The tests' tensors are small: threads cost more than they give.
 torch.set_num_threads(1)
 

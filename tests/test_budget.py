@@ -119,7 +119,8 @@ def stored(tmp_path_factory):
             for batch in build_test_loader(cfg, "budget_val"):
                 proposals = Instances((64, 64))
                 proposals.proposal_boxes = Boxes(torch.tensor(boxes_of[batch[0]["image_id"]]))
-                model.proposal_generator.forward = lambda *args, p=proposals: ([p], {})
+                found = ([proposals.to(model.device)], {})
+                model.proposal_generator.forward = lambda *args, found=found: found
                 evaluator.process(batch, model(batch))
         results = evaluator.evaluate()
         return results, output / "lvis_instances_results.json"

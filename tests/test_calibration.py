@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
+from second_device import name_of_device
 from torch.nn import functional as F
 
 from balms_det.annotations.class_stats import ClassStats
@@ -281,7 +282,7 @@ def class_stats(counts=COUNTS):
 
 def config(*opts):
     path = config_file("glyphs_quickstart.yaml")
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", str(K), *opts]
+    opts = ["MODEL.DEVICE", name_of_device(), "MODEL.ROI_HEADS.NUM_CLASSES", str(K), *opts]
     return load_config(argparse.Namespace(config_file=path, opts=opts, dataset=[]))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from second_device import name_of_device
 from tiny_model import stats_file, tiny_cfg
 from torchvision.models import resnet18
 
@@ -34,7 +35,8 @@ def built(*opts, seed=0):
 
 
 def snapshot(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    """The state of a model, on the host, as the checkpoints of these tests have it."""
+    return {name: value.cpu().clone() for name, value in model.state_dict().items()}
 
 
 def load(model, path, **kwargs):
@@ -58,7 +60,7 @@ def detector():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.uniform_(0.1, 1)
-    return model.state_dict()
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
 def with_classes(state, num_classes, background):
@@ -77,7 +79,7 @@ def with_classes(state, num_classes, background):
 
 
 def assert_loaded(model, state):
-    after = model.state_dict()
+    after = snapshot(model)
     assert state and all(torch.equal(after[name], torch.as_tensor(state[name])) for name in state)
 
 
@@ -220,10 +222,10 @@ def test_a_resnet_of_torchvision_loads_as_it_is(torchvision_resnet, tmp_path, pr
     model = built(*SIGMOID, "MODEL.RESNETS.NORM", norm)
     before = snapshot(model)
     load(model, path)
-    resnet = model.backbone.bottom_up.state_dict()
+    resnet = snapshot(model.backbone.bottom_up)
     for ours, theirs in SAME_LAYER.items():
         assert torch.equal(resnet[ours], torchvision_resnet[theirs]), ours
-    for name, value in model.state_dict().items():
+    for name, value in snapshot(model).items():
         in_resnet = name.startswith("backbone.bottom_up.") and not name.endswith("batches_tracked")
         assert torch.equal(value, before[name]) != in_resnet, name
 
@@ -232,9 +234,9 @@ def test_torchvision_and_detectron2_agree_on_what_the_weights_compute(torchvisio
     """Name by name and by their meaning: the features are the same."""
     torch.save(torchvision_resnet, tmp_path / "resnet18.pth")
     ours = load(built(), tmp_path / "resnet18.pth").backbone.bottom_up.eval()
-    theirs = resnet18(num_classes=5).eval()
+    theirs = resnet18(num_classes=5).eval().to(name_of_device())
     theirs.load_state_dict(torchvision_resnet)
-    x = torch.rand(1, 3, 64, 64)
+    x = torch.rand(1, 3, 64, 64).to(name_of_device())
     with torch.no_grad():
         features = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
         for stage, layer in enumerate([theirs.layer1, theirs.layer2, theirs.layer3], start=2):
@@ -272,7 +274,7 @@ def resnet_state(*opts):
     """Random values under the names of a ResNet by itself."""
     return {
         name: torch.rand_like(value)
-        for name, value in built(*opts).backbone.bottom_up.state_dict().items()
+        for name, value in snapshot(built(*opts).backbone.bottom_up).items()
     }
 
 

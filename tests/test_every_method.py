@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from second_device import name_of_device
 from tiny_model import tiny_cfg
 
 from balms_det.calibration import CALIBRATIONS, LogitStats
@@ -51,7 +52,7 @@ DATA = [
     "DATASETS.TRAIN", f"('{NAMES['train']}',)", "DATASETS.TEST", f"('{NAMES['val']}',)",
     "DATALOADER.NUM_WORKERS", 0, "MODEL.ROI_HEADS.NUM_CLASSES", NUM_CLASSES,
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "INPUT.MASK_FORMAT", "bitmask",
-    "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "MODEL.DEVICE", "cpu",
+    "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "MODEL.DEVICE", name_of_device(),
 ]  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_winograds_convolution_has_no_second_derivative():
         first.sum().backward()
 
 
-@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm])
 @pytest.mark.parametrize("bias", [True, False])
 def test_folded_norms_change_nothing(norm, bias):
     layer = norm(4)
@@ -173,7 +173,8 @@ def tiny(*opts):
     model = build_model(cfg)
     with torch.no_grad():
         for _ in range(3):
-            model.backbone(torch.randn(2, 3, 64, 64))  # the batch norms' statistics
+            # The batch norms' statistics.
+            model.backbone(torch.randn(2, 3, 64, 64).to(model.device))
     return model, cfg.MODEL.LONG_TAIL.INFERENCE
 
 

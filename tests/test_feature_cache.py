@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from filelock import FileLock, Timeout
 from tiny_model import batch, tiny_cfg
 from training import SeedEveryStep, assert_equal, meta_of
 
@@ -22,7 +23,7 @@ from balms_det.data import (
 from balms_det.decouple import freeze_except
 from balms_det.engine import LongTailCheckpointer, LongTailTrainer, build_checkpointer
 from balms_det.engine import feature_cache as fc
-from balms_det.engine.feature_cache import extraction
+from balms_det.engine.feature_cache import extraction, store
 from balms_det.engine.meta import Recorder
 from balms_det.modeling import sampled_roi_features, train_on_features
 from balms_det.runtime.errors import InputError
@@ -237,6 +238,53 @@ def test_an_extraction_cut_short_goes_on_and_ends_the_same(
     assert computed == [2]  # of the six images, those that were missing
     for name in ("features", "classes", "num_rows"):
         assert np.array_equal(getattr(cut, name), getattr(whole, name))
+
+
+def test_processes_meet_while_another_run_holds_the_cache(tmp_path, monkeypatch):
+    """A barrier would give up before the other run has its features."""
+    monkeypatch.setattr(store, "_PATIENCE_S", 0.01)
+    other = FileLock(f"{tmp_path / 'cache'}.lock")
+    other.acquire()
+    met = []
+
+    def all_gather(mine):
+        met.append(mine)
+        if len(met) == 3:
+            other.release()
+        return [mine, False]
+
+    monkeypatch.setattr(store.comm, "all_gather", all_gather)
+    with store.locked(tmp_path / "cache"):
+        assert met == [False, False, False, True]
+        with pytest.raises(Timeout):
+            FileLock(other.lock_file).acquire(timeout=0)
+    FileLock(other.lock_file).acquire(timeout=0)
+
+
+def test_other_processes_wait_for_the_main_one(tmp_path, monkeypatch):
+    answers = [[False, False], [False, False], [True, False]]
+    monkeypatch.setattr(store.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(store.comm, "all_gather", lambda mine: answers.pop(0))
+    with store.locked(tmp_path / "cache"):
+        assert not answers
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_is_copied_to_the_device_as_it_is(monkeypatch):
+    model = frozen_model(tiny_cfg("MODEL.LONG_TAIL.LOSS.NAME", "sigmoid"))
+    width = model.roi_heads.box_predictor.cls_score.in_features
+    train_on_features(model)
+    moved = []
+
+    def to_device(tensor, device):
+        moved.append(tensor.dtype)
+        return tensor.to(device)
+
+    monkeypatch.setattr("balms_det.modeling.roi_features.to_device", to_device)
+    features = torch.zeros(3, width, dtype=torch.float16)
+    with EventStorage():
+        model([{"features": features, "gt_classes": torch.tensor([0, 10, 3])}])
+    assert moved == [torch.float16, torch.int64, torch.int64]
 
 
 def test_rows_that_were_written_but_not_committed_do_not_count(cfg, first_stage):

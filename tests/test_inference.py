@@ -7,6 +7,7 @@ stable), so the reference there is Detectron2 with that sort made stable.
 from contextlib import nullcontext
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -16,6 +17,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import (
     fast_rcnn_inference_single_image,
 )
 from detectron2.structures import Boxes, Instances
+from second_device import name_of_device
 from torchvision.ops import nms
 
 from balms_det.modeling import LongTailPredictor, criterion_from_options, inference
@@ -56,6 +58,7 @@ def stable_sort():
 def assert_equal_to_detectron2(
     boxes, scores, score_thresh=0.0, nms_thresh=0.5, topk=30, ties=False
 ):
+    boxes, scores = boxes.to(name_of_device()), scores.to(name_of_device())
     arguments = (IMAGE_SHAPE, score_thresh, nms_thresh, topk)
     with stable_sort() if ties else nullcontext():
         expected, expected_rows = fast_rcnn_inference_single_image(
@@ -80,6 +83,30 @@ def test_equal_to_detectron2(class_agnostic, scores, topk, nms_thresh):
     boxes, values = case(class_agnostic=class_agnostic, scores=scores)
     ties = scores != "distinct"
     assert_equal_to_detectron2(boxes, values, nms_thresh=nms_thresh, topk=topk, ties=ties)
+
+
+@pytest.mark.parametrize("scores", ["distinct", "tied"])
+@pytest.mark.parametrize("grid", [True, False])
+def test_equal_where_classes_have_many_candidates(scores, grid):
+    """On a grid many overlaps are at the threshold."""
+    boxes, values = case(1000, 40, class_agnostic=True, scores=scores)
+    boxes = boxes.round() if grid else boxes
+    ties = scores != "distinct"
+    assert len(assert_equal_to_detectron2(boxes, values, topk=500, ties=ties)) == 500
+
+
+@pytest.mark.gpu
+def test_what_the_host_cannot_decide_is_left_to_the_device(device):
+    """An overlap of one half, at the threshold of one half: the kernels' rounding decides."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    exact = inference._ExactNMS(
+        boxes.to(device), scores.to(device), boxes.double().numpy(), np.arange(3), 0.5
+    )
+    for members, expected in (([0, 1], ["cpu", device.type]), ([0, 2], ["cpu"])):
+        with mock.patch.object(inference, "nms", side_effect=nms) as called:
+            assert exact(np.array(members)).tolist() == members
+        assert [call.args[0].device.type for call in called.call_args_list] == expected
 
 
 @pytest.mark.parametrize("score_thresh", [0.0, 0.3, 0.99, 1.0])
@@ -223,10 +250,3 @@ def test_the_best_are_those_of_topk(size):
         best, index = inference._best(values, count)
         assert torch.equal(best.sort().values, values.topk(count).values.sort().values)
         assert torch.equal(values[index], best)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("scores", ["distinct", "tied"])
-def test_equal_to_detectron2_on_a_gpu(device, scores):
-    boxes, values = (t.to(device) for t in case(500, 1203, scores=scores))
-    assert_equal_to_detectron2(boxes, values, topk=300, ties=scores == "tied")

@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from balms_det.modeling import mask_head
 from balms_det.modeling.mask_head import LongTailMaskHead
@@ -57,6 +58,29 @@ def test_loss_and_gradients_are_detectron2s(num_classes, counts):
         loss.backward()
         losses.append((loss, features.grad, *(p.grad for p in head.parameters())))
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_on_a_gpu_features_are_not_copied(device, memory_format):
+    """Neither order of a feature map in memory is turned into the other."""
+    theirs, ours = (head.to(device).eval() for head in heads())
+    features, (image,) = batch([9])
+    x = features.to(device).to(memory_format=memory_format)
+    classes = image.pred_classes.to(device)
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    with torch.no_grad(), Operations():
+        logits = ours._own_class_logits(x, classes)
+    assert not {"clone", "copy_", "_to_copy"} & set(names), names
+    with torch.no_grad():
+        expected = theirs.layers(x)[torch.arange(9, device=device), classes, None]
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_classes", [K, 1])

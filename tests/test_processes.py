@@ -91,7 +91,7 @@ def launched(folder, device):
 @pytest.mark.e2e
 @pytest.mark.gpu
 def test_processes_of_a_model_on_the_cpu_see_no_gpu(tmp_path, monkeypatch):
-    """Of which there may be fewer than processes, and which cannot do what Gloo can."""
+    """NCCL cannot communicate for a model on the CPU, and there may be too few GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     launch(leave_backend, launched(tmp_path, "cpu"))
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["gloo", "gloo"]

@@ -103,7 +103,7 @@ def without_proposals(model):
         empty = Instances(size)
         empty.proposal_boxes = Boxes(torch.zeros(0, 4))
         empty.objectness_logits = torch.zeros(0)
-        proposals.append(empty)
+        proposals.append(empty.to(model.device))
     return images, features, proposals
 
 
@@ -119,7 +119,7 @@ def test_without_proposals_nothing_is_detected(tmp_path, heads):
 def test_training_without_proposals_and_objects_backpropagates_zero(tmp_path, heads):
     model = build(tmp_path, *heads).train()
     images, features, proposals = without_proposals(model)
-    targets = [x["instances"] for x in batch(objects=0)]
+    targets = [x["instances"].to(model.device) for x in batch(objects=0)]
     with EventStorage():
         _, losses = model.roi_heads(images, features, proposals, targets)
     sum(losses.values()).backward()
@@ -164,7 +164,8 @@ def test_everything_but_the_classifier_has_the_names_and_shapes_of_detectron2(tm
 def test_a_sigmoid_classifier_starts_at_its_prior_in_every_stage(tmp_path, opts):
     model = build(tmp_path, *opts, "MODEL.LONG_TAIL.LOSS.PRIOR_PROB", 0.02)
     for predictor in predictors(model):
-        torch.testing.assert_close(predictor.cls_score.bias.sigmoid(), torch.full((K,), 0.02))
+        start = predictor.cls_score.bias.sigmoid().cpu()
+        torch.testing.assert_close(start, torch.full((K,), 0.02))
 
 
 def test_each_cascade_stage_regresses_in_units_of_its_own(tmp_path):

@@ -12,10 +12,6 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-emulated = pytest.mark.skipif(
-    second_device.name_of_device() == "cuda" and not second_device.is_installed(),
-    reason="a GPU is no emulated device",
-)
 
 
 @pytest.mark.gpu
@@ -61,7 +57,6 @@ def test_a_step_under_autocast_is_that_of_the_cpu(device, dtype):
     torch.testing.assert_close(*results, atol=0 if dtype == torch.float32 else 1e-2, rtol=1e-2)
 
 
-@emulated
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("work", "waits"),
@@ -81,8 +76,8 @@ def test_a_step_under_autocast_is_that_of_the_cpu(device, dtype):
         (lambda x: torch.cuda.synchronize(), 1),
     ],
 )
-def test_waits_are_counted(device, work, waits):
-    x = torch.ones(3, device=device)
+def test_waits_are_counted(emulated, work, waits):
+    x = torch.ones(3, device=emulated)
     with second_device.listening() as heard:
         work(x)
     assert heard.total() == waits, heard.table()

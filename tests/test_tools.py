@@ -128,6 +128,7 @@ def test_resuming_continues_where_training_stopped(trained, glyphs, tmp_path):
     assert "Starting training from iteration 3" in log
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_two_processes_train_and_evaluate_as_one_does(trained, glyphs, tmp_path):
     output = tmp_path / "two"
     url = ["--num-gpus", "2", "--dist-url", "auto"]
@@ -142,6 +143,7 @@ def test_two_processes_train_and_evaluate_as_one_does(trained, glyphs, tmp_path)
 DECOUPLE = "MODEL.LONG_TAIL.DECOUPLE"
 
 
+@pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("kind", ["cached features", "frozen late"])
 def test_two_processes_train_the_classifier_alone(trained, glyphs, tmp_path, kind):
     """Each computes a part of the features and trains on all; or both freeze in the one run."""
@@ -308,6 +310,7 @@ def test_a_picture_that_breaks_off_ends_training_with_one_sentence_and_loses_not
     assert (output / "model_final.pth").read_bytes() == earlier
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_second_stage_trains_the_classifier_alone_in_two_processes(trained, glyphs, tmp_path):
     weights = ["MODEL.WEIGHTS", trained / "model_final.pth"]
     opts = [*weights, "MODEL.LONG_TAIL.DECOUPLE.ENABLED", "True"]

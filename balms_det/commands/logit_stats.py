@@ -11,8 +11,10 @@ MODEL.LONG_TAIL.DECOUPLE.FEATURE_CACHE, the features of a second stage are used 
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from balms_det.commands.arguments import add_dataset_argument, add_overrides
+from balms_det.runtime.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,6 +27,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_dataset_argument(parser)
     add_overrides(parser)
     args = parser.parse_args(argv)
-    from balms_det.engine.logit_stats import logit_stats  # seconds to import
+    # Seconds to import, which help does not need.
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.logger import setup_logger
 
-    logit_stats(args)
+    from balms_det.engine import build_checkpointer, build_long_tail_model, load_config
+    from balms_det.engine.logit_stats import collect_logit_stats
+
+    setup_logger(name="balms_det")
+    cfg = load_config(args)
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is ''; set it to the checkpoint of a trained detector")
+    cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = "none"  # the logits as they are
+    cfg.freeze()
+    # The same proposals are sampled whenever it runs.
+    seed_all_rng(max(cfg.SEED, 0))
+    model = build_long_tail_model(cfg, None)
+    build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    output = Path(args.output or Path(cfg.OUTPUT_DIR) / "logit_stats.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    stats = collect_logit_stats(cfg, model)
+    stats.save(output)
+    print(f"The logits of {stats.num_rows} proposals are summed up in {output}.")

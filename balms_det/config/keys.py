@@ -39,9 +39,9 @@ def option_groups() -> list[tuple[str, type[Options]]]:
         ("MODEL.LONG_TAIL", CalibrationOptions),
         ("MODEL.LONG_TAIL", DecoupleOptions),
         ("MODEL.LONG_TAIL", InferenceOptions),
+        ("DATASETS", DatasetOptions),
         ("INPUT", CopyPasteOptions),
         ("INPUT", LargeScaleJitterOptions),
-        ("DATASETS", DatasetOptions),
         ("SOLVER", OptimizerOptions),
         ("SOLVER", MetaOptions),
     ]

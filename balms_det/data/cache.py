@@ -36,7 +36,7 @@ from balms_det.runtime.garbage_collection import gc_disabled
 CACHE_VARIABLE = "BALMS_DET_CACHE"
 
 # Raise it when what is stored changes: :func:`load_dataset_dicts`, ClassStats, or the layout.
-_VERSION = 2
+_VERSION = 3
 _MAGIC = b"balms_ac"
 _FOOTER = struct.Struct("<QQ8s")  # start of the header, checksum of all before the footer, magic
 _CHUNK = 1 << 20

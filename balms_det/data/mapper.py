@@ -87,17 +87,17 @@ class LongTailDatasetMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
+        crops = any(isinstance(each, T.FixedSizeCrop) for each in self.augmentations.augs)
         mapper: DatasetMapper = self
         if self.use_instance_mask:
             objects = [a for a in dataset_dict["annotations"] if a.get("segmentation")]
             dataset_dict["annotations"] = objects
+            if crops:
+                # Detectron2 needs another package to crop polygons.
+                for annotation in objects:
+                    _rasterise(annotation, dataset_dict["height"], dataset_dict["width"])
             if any(isinstance(a["segmentation"], dict) for a in objects):
                 mapper = self._with_bitmasks
-        crops = any(isinstance(each, T.FixedSizeCrop) for each in self.augmentations.augs)
-        if crops and self.use_instance_mask:
-            # Detectron2 needs another package to crop polygons.
-            for annotation in dataset_dict["annotations"]:
-                _rasterise(annotation, dataset_dict["height"], dataset_dict["width"])
         DatasetMapper._transform_annotations(mapper, dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if crops and instances.has("gt_masks"):
@@ -106,8 +106,8 @@ class LongTailDatasetMapper(DatasetMapper):
 
 
 def _rasterise(annotation: dict[str, Any], height: int, width: int) -> None:
-    """Replace the polygons of an annotation by their RLE, in place."""
-    polygons = annotation["segmentation"]
+    """Replace the polygons of an annotation, if it has some, by their RLE, in place."""
+    polygons = annotation.get("segmentation")
     if isinstance(polygons, list):
         rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
         annotation["segmentation"] = rle

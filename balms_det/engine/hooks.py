@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from balms_det.decouple import freeze_except
+from balms_det.modeling.deferred_scalars import put_pending_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -51,3 +52,15 @@ class FreezeLate(HookBase):
             self._loop.model = self._distribute(whole)
         trained = ", ".join(self._train_modules)
         logger.info("From iteration %d on, only %s trains", self._start_iter, trained)
+
+
+class PutPendingScalars(HookBase):
+    """Puts the scalars of the last iterations into the storage, before the writers' last writing.
+
+    Others are put in iterations in which the writers write, by
+    :func:`balms_det.modeling.deferred_scalars.put_scalar`.
+    """
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            put_pending_scalars(self.trainer.storage)

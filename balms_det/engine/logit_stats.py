@@ -1,56 +1,24 @@
 """Collecting the logits of a trained detector over its training proposals, for LogN."""
 
-import argparse
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from balms_det.calibration import LogitMoments, LogitStats
 from balms_det.data import build_train_loader, load_train_dataset
 from balms_det.decouple import freeze_except
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
-from balms_det.engine.setup import load_config
-from balms_det.engine.trainer import build_checkpointer, build_long_tail_model
 from balms_det.modeling import sampled_roi_features
 from balms_det.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _CLASSIFIER = "roi_heads.box_predictor.cls_score"
-
-
-def logit_stats(args: argparse.Namespace) -> None:
-    """Collect the statistics of a trained detector and write them.
-
-    Args:
-        args: of the command `balms-det logit-stats`.
-
-    Raises:
-        InputError: an argument, the configuration or a file cannot be used.
-    """
-    setup_logger(name="balms_det")
-    cfg = load_config(args)
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is ''; set it to the checkpoint of a trained detector")
-    cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = "none"  # the logits as they are
-    cfg.freeze()
-    # The same proposals are sampled whenever it runs.
-    seed_all_rng(max(cfg.SEED, 0))
-    model = build_long_tail_model(cfg, None)
-    build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    output = Path(args.output or Path(cfg.OUTPUT_DIR) / "logit_stats.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    stats = collect_logit_stats(cfg, model)
-    stats.save(output)
-    print(f"The logits of {stats.num_rows} proposals are summed up in {output}.")
 
 
 @torch.no_grad()

@@ -39,9 +39,6 @@ def run(args: argparse.Namespace) -> Mapping[str, Any] | None:
         )
     if args.eval_only:
         _refuse_random_weights(cfg, resume=args.resume)
-    else:
-        cfg = fitted_to_data(cfg)
-    cfg.freeze()
     if comm.is_main_process():
         if args.eval_only:
             make_writable(cfg.OUTPUT_DIR)
@@ -49,6 +46,9 @@ def run(args: argparse.Namespace) -> Mapping[str, Any] | None:
             claim_for_training(cfg.OUTPUT_DIR, resume=args.resume, overwrite=args.overwrite)
     comm.synchronize()
     set_up_logs(cfg.OUTPUT_DIR, comm.get_rank())
+    if not args.eval_only:
+        cfg = fitted_to_data(cfg)
+    cfg.freeze()
     # Detectron2 logs the file of a configuration; one that is joined from several is logged whole.
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
     if args.eval_only:

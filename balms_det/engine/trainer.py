@@ -33,7 +33,7 @@ from balms_det.engine.class_stats import training_class_stats
 from balms_det.engine.data_checks import check_data, fitted_to_data
 from balms_det.engine.evaluate import evaluate
 from balms_det.engine.feature_cache import build_feature_loader, cached_features
-from balms_det.engine.hooks import FreezeLate
+from balms_det.engine.hooks import FreezeLate, PutPendingScalars
 from balms_det.engine.loop import AMPLoop, SimpleLoop
 from balms_det.engine.meta import build_meta_learning
 from balms_det.engine.summary import training_summary
@@ -102,6 +102,7 @@ class LongTailTrainer:
             else None,
             # After the checkpointer, so that an evaluation that fails can be repeated.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            PutPendingScalars(),
             # Last, so that it writes the metrics of the evaluation.
             hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER), period=20)
             if main

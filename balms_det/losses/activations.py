@@ -4,6 +4,7 @@ Shapes as in :mod:`balms_det.losses`.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,12 +181,21 @@ class GroupSoftmax(Activation, nn.Module):
         super().__init__()
         self.register_buffer("class_groups", class_groups)
         self._num_groups = num_groups
+        self._note_whether_known()
+
+    def _note_whether_known(self) -> None:
+        """Look at the groups where they are set: every call that looks would wait for a GPU."""
+        self._is_known = not bool((self.class_groups < 0).any())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._note_whether_known()
 
     def num_logits(self, num_classes: int) -> int:
         return num_classes + self._num_groups + 2
 
     def probs(self, logits: Tensor) -> Tensor:
-        if (self.class_groups < 0).any():
+        if not self._is_known:
             raise missing_class_stats("the loss 'bags', whose classes share softmaxes by count,")
         sizes = [len(self.class_groups), self._num_groups, 2]
         classes, others, objectness = torch.split(logits.float(), sizes, dim=1)

@@ -38,7 +38,6 @@ def seesaw_logits(
     Returns:
         (R, K) with objectness, else (R, K + 1).
     """
-    check_inputs(logits, gt_classes, class_samples=(class_samples, -2 if objectness else -1))
     logits = at_least_float32(logits)
     num_classes = len(class_samples)
     columns = num_classes if objectness else num_classes + 1
@@ -84,6 +83,7 @@ def seesaw_loss(
         eps: in (0, 1], least divisor sigma_y.
         reduction: as in :func:`softmax_loss`.
     """
+    check_inputs(logits, gt_classes, class_samples=(class_samples, -2 if objectness else -1))
     classes = seesaw_logits(
         logits, gt_classes, class_samples, p=p, q=q, eps=eps, objectness=objectness
     )

@@ -16,6 +16,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from balms_det.runtime.transfers import to_device
+
 # Up to as many candidates torchvision suppresses all classes at once, with boxes moved apart by
 # class, which rounds overlaps differently. Equal results mean doing the same.
 _FEW_CANDIDATES = {"cpu": 1000, "cuda": 25_000}
@@ -139,12 +141,13 @@ def _selected(
         if not finite:
             return None
         if total <= _FEW_CANDIDATES.get(scores.device.type, 0):
-            index = (flat_scores > score_thresh).nonzero()[:, 0]
+            # As nonzero() has them, but their number is known, so that nobody waits for it.
+            index = _best(flat_scores, int(total))[1].sort().values
             keep = _suppress_all(boxes, scores, index, image_shape, nms_thresh)
             return index[keep] if topk_per_image < 0 else index[keep[:topk_per_image]]
 
         order = np.lexsort((index_, -best_))[: int(total)]  # equal scores by their index
-        exact = _ExactNMS(chunk_boxes, best, order, nms_thresh)
+        exact = _ExactNMS(chunk_boxes, best, boxes_, order, nms_thresh)
         keep = _class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact)
         is_all = len(order) == total
         if not is_all:
@@ -152,7 +155,7 @@ def _selected(
             keep = keep[best_[order[keep]] > best_[order[-1]]]
         if is_all or len(keep) >= topk_per_image:
             keep = order[keep] if topk_per_image < 0 else order[keep[:topk_per_image]]
-            return index[_to_device(keep, index.device)]
+            return index[to_device(torch.from_numpy(keep), index.device)]
         chunk *= _FIRST_CHUNK
 
 
@@ -176,23 +179,38 @@ def _suppress_all(
 class _ExactNMS:
     """Suppression by torchvision among some members of a chunk of candidates.
 
+    It runs on the host, where the boxes are. If the host cannot decide, because an overlap is too
+    near to the threshold, it runs on the device, and the host waits.
+
     Attributes:
-        boxes: (C, 4) of the chunk.
-        scores: (C,).
+        boxes: (C, 4) of the chunk, on the device.
+        scores: (C,), on the device.
+        boxes_on_host: (C, 4), the same.
         order: (N,) positions in the chunk, the best-scored first.
         nms_thresh: as of :func:`select_detections`.
     """
 
     boxes: Tensor
     scores: Tensor
+    boxes_on_host: np.ndarray
     order: np.ndarray
     nms_thresh: float
 
     def __call__(self, members: np.ndarray) -> np.ndarray:
         """Return the members, positions in `order`, that survive."""
-        which = _to_device(self.order[members], self.boxes.device)
-        kept = nms(self.boxes[which], self.scores[which], self.nms_thresh)
-        return members[kept.cpu().numpy()]
+        which = self.order[members]
+        boxes = self.boxes_on_host[which].astype(np.float32)
+        ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32)  # as the scores order them
+        kept = nms(torch.from_numpy(boxes), ranks, self.nms_thresh).numpy()
+        device = self.boxes.device
+        if device.type != "cpu":
+            # Only overlaps with boxes that are kept decide anything.
+            overlaps = _overlaps(boxes[kept, None], boxes)
+            if (np.abs(overlaps - self.nms_thresh) < _TOO_CLOSE).any():
+                on_device = to_device(torch.from_numpy(which), device)
+                scores = self.scores[on_device]
+                kept = nms(self.boxes[on_device], scores, self.nms_thresh).cpu().numpy()
+        return members[kept]
 
 
 def _rows_and_classes(index: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,11 +258,6 @@ def _to_host(*tensors: Tensor) -> list[np.ndarray]:
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
-    """Return an index tensor; the host does not wait for its copy."""
-    return torch.from_numpy(indices).to(device, non_blocking=True)
-
-
 def _class_wise_nms(
     boxes: np.ndarray,
     classes: np.ndarray,
@@ -283,12 +296,11 @@ def _class_wise_nms(
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return (N,) IoU of each of the (N, 4) boxes with its counterpart; NaN where both are
-    empty."""
+    """Return the (...) IoU of (..., 4) boxes with others, broadcast; NaN where both are empty."""
     boxes, others = boxes.astype(np.float32), others.astype(np.float32)
-    top_left = np.maximum(boxes[:, :2], others[:, :2])
-    bottom_right = np.minimum(boxes[:, 2:], others[:, 2:])
-    intersection = (bottom_right - top_left).clip(min=0).prod(axis=1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others)]
+    top_left = np.maximum(boxes[..., :2], others[..., :2])
+    bottom_right = np.minimum(boxes[..., 2:], others[..., 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)
+    areas = [(b[..., 2:] - b[..., :2]).prod(axis=-1) for b in (boxes, others)]
     with np.errstate(invalid="ignore"):
         return intersection / (areas[0] + areas[1] - intersection)

@@ -27,7 +27,11 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
     """Detectron2's head, computing for each instance the mask of its own class only.
 
     Detectron2 predicts the masks of all K classes and picks one; with 1,203 classes that is most of
-    the head's time and memory. Parameters, their names, and results are the same.
+    the head's time and memory. Parameters, their names, and results are the same, up to rounding:
+    on a GPU with TF32, Detectron2's last layer, a convolution, rounds its inputs to TF32 unless
+    torch.backends.cudnn.allow_tf32 is False. This one, a matrix product, does so only if
+    torch.backends.cuda.matmul.allow_tf32 is True. TF32 has 10 bits of mantissa, so that logits
+    differ by some 1e-3 of their size where the two settings differ, as they do by default.
     """
 
     @configurable
@@ -94,7 +98,11 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         weight = self.predictor.weight[classes]  # (N, C, 1, 1)
         if isinstance(self.predictor, CosineConv2d):
             x, weight = self.predictor.normalised(x, weight)
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
         bias = self.predictor.bias[classes][:, None, None]
-        logits = torch.baddbmm(bias, pixels, weight.flatten(2))
+        # In the order that they have in memory, the features are not copied.
+        if x.is_contiguous(memory_format=torch.channels_last):
+            pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
+            logits = torch.baddbmm(bias, pixels, weight.flatten(2))
+        else:
+            logits = torch.baddbmm(bias, weight.flatten(1)[:, None], x.flatten(2))
         return logits.view(len(x), 1, *x.shape[2:])

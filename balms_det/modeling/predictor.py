@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -22,6 +23,7 @@ from balms_det.calibration import (
 )
 from balms_det.classifier import choose_classifier
 from balms_det.losses.criterion import Criterion, build_criterion
+from balms_det.modeling.deferred_scalars import put_scalar
 from balms_det.modeling.inference import PredictedBoxes, select_detections
 from balms_det.runtime.errors import InputError
 
@@ -147,28 +149,50 @@ class LongTailPredictor(FastRCNNOutputLayers):
                 ),
             ]
         )
-        if isinstance(deltas, ClassDeltas):
-            rows = (gt_classes < self.num_classes).nonzero()[:, 0]
-            own = deltas.at(rows, gt_classes[rows])
-            # They are zero for the background, whose boxes no loss reads.
-            deltas = own.new_zeros(len(gt_classes), 4).index_put((rows,), own)
-        box_reg_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        # The host waits for the device once to know these rows, as in Detectron2's box_reg_loss.
+        rows = (gt_classes < self.num_classes).nonzero()[:, 0]
+        own = self._own_deltas(deltas, rows, gt_classes[rows])
+        box_reg_loss = self._foreground_box_loss(own, proposal_boxes[rows], gt_boxes[rows])
+        box_reg_loss = box_reg_loss / max(len(gt_classes), 1)
         return {
-            **self.classification_loss(logits, gt_classes),
+            **self.classification_loss(logits, gt_classes, rows),
             "loss_box_reg": box_reg_loss * self.loss_weight.get("loss_box_reg", 1.0),
         }
 
-    def classification_loss(self, logits: Tensor, gt_classes: Tensor) -> dict[str, Tensor]:
+    def _own_deltas(self, deltas: Tensor | ClassDeltas, rows: Tensor, classes: Tensor) -> Tensor:
+        """Return (N, 4) deltas of the RoIs in `rows` for `classes`, both (N,) int64."""
+        if isinstance(deltas, ClassDeltas):
+            return deltas.at(rows, classes)
+        of_class = deltas.unflatten(1, (-1, 4))
+        return of_class[rows, classes if of_class.shape[1] > 1 else 0]
+
+    def _foreground_box_loss(self, deltas: Tensor, proposals: Tensor, boxes: Tensor) -> Tensor:
+        """Return the summed loss of (N, 4) deltas against (N, 4) boxes of objects."""
+        loss: Tensor = _dense_box_regression_loss(
+            [proposals],
+            self.box2box_transform,
+            [deltas[None]],
+            [boxes],
+            ...,  # all of them are foreground
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+        return loss
+
+    def classification_loss(
+        self, logits: Tensor, gt_classes: Tensor, foreground: Tensor
+    ) -> dict[str, Tensor]:
         """Return the part of :meth:`losses` that trains the classifier.
 
         Args:
             logits: (R, num_logits).
             gt_classes: (R,) in [0, K].
+            foreground: (N,) rows whose class is not K.
 
         Returns:
             "loss_cls", a scalar.
         """
-        _log_foreground_accuracy(logits, gt_classes, self.num_classes)
+        _log_foreground_accuracy(logits[foreground, : self.num_classes], gt_classes[foreground])
         weight = self.loss_weight.get("loss_cls", 1.0)
         return {"loss_cls": self.criterion(logits, gt_classes) * weight}
 
@@ -257,17 +281,15 @@ def check_class_stats(stats: ClassStats, num_classes: int, source: str) -> None:
         )
 
 
-def _log_foreground_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: int) -> None:
-    """Log how often the highest foreground logit of a foreground RoI is the right one.
+def _log_foreground_accuracy(logits: Tensor, gt_classes: Tensor) -> None:
+    """Log how often the highest of the (N, K) foreground logits is the right one of (N,) classes.
 
     Detectron2's own statistics take the last column for the background, which sigmoid
     classifiers do not have.
     """
-    foreground = gt_classes < num_classes
-    if foreground.any():
-        predicted = logits[foreground, :num_classes].argmax(dim=1)
-        accuracy = (predicted == gt_classes[foreground]).float().mean()
-        get_event_storage().put_scalar("fast_rcnn/fg_cls_accuracy", accuracy.item())
+    # Without foreground the mean is NaN, which is not logged.
+    accuracy = (logits.argmax(dim=1) == gt_classes).float().mean()
+    put_scalar("fast_rcnn/fg_cls_accuracy", accuracy, skip_nan=True)
 
 
 def training_iteration() -> int:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balms_det.runtime.transfers import to_device
+
 
 @torch.no_grad()
 def sampled_roi_features(
@@ -70,8 +72,12 @@ def _forward(
     if not model.training:
         return whole(batched_inputs)
     predictor = model.roi_heads.box_predictor
-    dtype = predictor.cls_score.weight.dtype
     features = torch.cat([each["features"] for each in batched_inputs])
-    gt_classes = torch.cat([each["gt_classes"] for each in batched_inputs]).to(model.device)
-    logits = predictor.cls_score(features.to(model.device, dtype))
-    return predictor.classification_loss(logits, gt_classes)
+    gt_classes = torch.cat([each["gt_classes"] for each in batched_inputs])
+    foreground = (gt_classes < predictor.num_classes).nonzero()[:, 0]
+    features, gt_classes, foreground = (
+        to_device(tensor, model.device) for tensor in (features, gt_classes, foreground)
+    )
+    # Half precision is widened on the device, so that half as many bytes are copied.
+    logits = predictor.cls_score(features.to(predictor.cls_score.weight.dtype))
+    return predictor.classification_loss(logits, gt_classes, foreground)

@@ -17,7 +17,7 @@ from second_device import torch_cuda
 _FOLDER = Path(__file__).resolve().parent
 _NATIVE = _FOLDER / "native"
 _BUILDS = _FOLDER.parent.parent / ".cache" / "second_device"
-# Of the operators, those that a detector uses. Kernels of other libraries stay as they are.
+# Libraries of operators whose CUDA kernels are replaced.
 _LIBRARIES = ("aten", "torchvision", "detectron2")
 _extension: ModuleType | None = None
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-# Whose code is named: of the frames of a call, the innermost of one of these.
+# A wait is named after the innermost frame in the code of one of these.
 _OWNERS = {
     "balms_det": "/balms_det/(?!tests/)",
     "Detectron2": "/detectron2/",

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from balms_det.runtime.errors import InputError
 
 _NOT_YET = -1
+_PATIENCE_S = 60  # far below the half hour after which Detectron2's processes give up
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,31 @@ class FeatureCache:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs from filling the cache; the processes of this run continue together."""
-    if not comm.is_main_process():
-        yield
-        return
-    lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _not_writable(folder, error) from error
+    """Keep other runs from filling the cache; the processes of this run wait, and go on together.
+
+    A collective operation gives up after half an hour, and another run may compute for longer.
+    The processes therefore meet again and again while they wait.
+    """
+    lock = FileLock(f"{folder}.lock") if comm.is_main_process() else None
+    while not comm.all_gather(lock is not None and _acquired(lock, folder))[0]:
+        pass
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(lock: FileLock, folder: Path) -> bool:
+    """Wait a while for the lock, and return whether it is ours."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    return True
 
 
 def _create(folder: Path, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> None:

@@ -28,6 +28,7 @@ from balms_det.bilevel import head_gradient, log_weight_gradients, loss_and_logi
 from balms_det.engine.meta.meta_sets import MetaSet
 from balms_det.engine.meta.rates import ReweighterRates, SamplerRates, mean_over_processes
 from balms_det.engine.meta.recorder import Recorder
+from balms_det.modeling.deferred_scalars import put_scalar
 from balms_det.runtime.figures import save_figure
 
 # Iterations between two histograms of the rates, as between the trainer's other records.
@@ -117,12 +118,12 @@ class MetaLearning(HookBase):
         raise AssertionError("the classifier is not trained")
 
     def _log(self, loss: Tensor) -> None:
-        storage, rates = self.trainer.storage, self.rates()
-        storage.put_scalar("meta/loss", loss.item())
+        rates = self.rates()
+        put_scalar("meta/loss", loss)
         for name in ("min", "mean", "max"):
-            storage.put_scalar(f"meta/rate_{name}", getattr(rates, name)().item())
+            put_scalar(f"meta/rate_{name}", getattr(rates, name)())
         if (self.trainer.iter + 1) % _PERIOD == 0:
-            storage.put_histogram("meta/rates", rates.cpu())
+            self.trainer.storage.put_histogram("meta/rates", rates.cpu())
 
     def rates(self) -> Tensor:
         """Return (K,) sigma(psi)."""

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from balms_det.engine.meta.recorder import HeadRecord, Recorder
 from balms_det.losses.criterion import Criterion
+from balms_det.runtime.transfers import to_device
 
 # One class-balanced batch of features and classes, (M, D) and (M,).
 MetaBatch = tuple[Tensor, Tensor]
@@ -65,31 +66,38 @@ class FeatureBank:
         device = records[0].features.device
         self._foreground = [features.to(device) for features in self._foreground]
         self._background = [features.to(device) for features in self._background]
-        drawn = [self._draw(stage, record) for stage, record in enumerate(records)]
-        for stage, record in enumerate(records):
-            self._keep(stage, record)
+        # The one wait for the device.
+        on_host = torch.cat([record.gt_classes for record in records]).cpu()
+        gt_classes = torch.split(on_host, [len(record.gt_classes) for record in records])
+        drawn = [self._draw(stage, classes) for stage, classes in enumerate(gt_classes)]
+        for stage, (record, classes) in enumerate(zip(records, gt_classes, strict=True)):
+            self._keep(stage, record.features, classes)
         return drawn
 
-    def _draw(self, stage: int, record: HeadRecord) -> MetaBatch:
+    def _draw(self, stage: int, training_classes: Tensor) -> MetaBatch:
+        """Return a meta batch for a training batch of (R,) classes, on the host."""
         seen, foreground = self._seen[stage], self._foreground[stage]
         background = self._background[stage]
         known = seen.nonzero()[:, 0]
-        number = int((record.gt_classes < self._num_classes).sum()) if len(known) else 0
+        number = int((training_classes < self._num_classes).sum()) if len(known) else 0
         classes = known[self._random(number, len(known))]
         filled = seen[classes].clamp(max=self._per_class)
         slots = (torch.rand(number, generator=self._generator, dtype=torch.float64) * filled).long()
-        features = foreground[classes.to(foreground.device), slots.to(foreground.device)]
+        device = foreground.device
+        features = foreground[to_device(classes, device), to_device(slots, device)]
         gt_classes = F.pad(classes, (0, len(background)), value=self._num_classes)
-        return torch.cat([features, background]), gt_classes.to(features.device)
+        return torch.cat([features, background]), to_device(gt_classes, device)
 
     def _random(self, number: int, high: int) -> Tensor:
         return torch.randint(max(high, 1), (number,), generator=self._generator)
 
-    def _keep(self, stage: int, record: HeadRecord) -> None:
-        is_foreground = record.gt_classes < self._num_classes
-        self._background[stage] = record.features[~is_foreground]
+    def _keep(self, stage: int, features: Tensor, gt_classes: Tensor) -> None:
+        """Keep a training batch's (R, D) features by their (R,) classes, which are on the host."""
+        device = features.device
+        is_foreground = gt_classes < self._num_classes
+        self._background[stage] = features[to_device((~is_foreground).nonzero()[:, 0], device)]
         rows = is_foreground.nonzero()[:, 0]
-        classes = record.gt_classes[rows].cpu()
+        classes = gt_classes[rows]
         # The how-manieth of its class each row is: rings of the last S rows of each.
         order = classes.argsort(stable=True)
         counts = torch.bincount(classes, minlength=self._num_classes)
@@ -99,10 +107,8 @@ class FeatureBank:
         last = rank >= counts[classes[order]] - self._per_class
         order, rank = order[last], rank[last]
         slots = (self._seen[stage][classes[order]] + rank) % self._per_class
-        bank = self._foreground[stage]
-        bank[classes[order].to(bank.device), slots.to(bank.device)] = record.features[
-            rows[order.to(rows.device)]
-        ]
+        place = to_device(classes[order], device), to_device(slots, device)
+        self._foreground[stage][place] = features[to_device(rows[order], device)]
         self._seen[stage] += counts
 
     def state_dict(self) -> dict[str, Any]:

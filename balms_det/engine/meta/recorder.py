@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from balms_det.modeling import LongTailPredictor
+from balms_det.runtime.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Recorder:
 
     def _see_classes(self, criterion: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         logits, gt_classes = args
-        image_of_row = self._image_of_row.to(gt_classes.device)
+        image_of_row = to_device(self._image_of_row, gt_classes.device)
         self.records.append(HeadRecord(self._features, gt_classes, image_of_row))
         if logits.requires_grad:
             position = len(self.records) - 1

@@ -59,7 +59,8 @@ def fold_norms(model: nn.Module) -> None:
         if not isinstance(conv, Conv2d):
             continue
         norm = conv.norm
-        if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+        # SyncBatchNorm differs from BatchNorm2d in training alone.
+        if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d):
             statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
             conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
             conv.norm = None

@@ -5,6 +5,7 @@
 #include <ATen/ops/set_native.h>
 #include <torch/extension.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -71,6 +72,17 @@ void call_widened(const c10::OperatorHandle& op, const Stack& before, Stack* sta
     });
 }
 
+// CUDA's products of half precision sum in single precision; the CPU's of float16 are slow besides.
+bool sums_in_single_precision(const std::string& name, const Stack& arguments) {
+  static const std::unordered_set<std::string> products = {
+      "aten::convolution", "aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm",
+      "aten::baddbmm"};
+  return products.count(name) &&
+      std::any_of(arguments.begin(), arguments.end(), [](const IValue& value) {
+        return value.isTensor() && value.toTensor().defined() && is_half(value.toTensor());
+      });
+}
+
 void call_cpu_kernel(const c10::OperatorHandle& op, const std::string& name, Stack* stack) {
   // CUDA's softmax under autocast takes half precision and gives single; the CPU's cannot.
   std::optional<at::ScalarType> narrow;
@@ -85,6 +97,7 @@ void call_cpu_kernel(const c10::OperatorHandle& op, const std::string& name, Sta
     }
   }
   const Stack before = *stack;
+  if (sums_in_single_precision(name, before)) return call_widened(op, before, stack);
   try {
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   } catch (const c10::Error& error) {

@@ -17,7 +17,8 @@ def write_set(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split, first, number in (("train", 0, _TRAIN_IMAGES), ("val", 100, _VAL_IMAGES)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id in range(first, first + number):
             pixels = rng.integers(0, 60, (SIZE, SIZE, 3), dtype=np.uint8)
             for position in range(2):
