@@ -11,8 +11,6 @@ and b the background. A formula is the loss of a row unless it says otherwise.
 import argparse
 from collections.abc import Sequence
 
-from balms_det.config.method_list import METHODS
-from balms_det.config.methods import describe_methods
 from balms_det.options import closest
 from balms_det.runtime.errors import InputError
 
@@ -24,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="NAME")
     args = parser.parse_args(argv)
+    # Seconds to import, which help does not need.
+    from balms_det.config.method_list import METHODS
+    from balms_det.config.methods import describe_methods
+
     methods = [method for method in METHODS if args.name in (None, method.name)]
     if not methods:
         names = [method.name for method in METHODS]

@@ -82,7 +82,8 @@ def build_train_loader(
         mapper: from one of its dictionaries to what a batch lists; None for images with instances.
         sampler: with rates that are learned already; None for a new one.
     """
-    pastes = mapper is None and cfg.INPUT.COPY_PASTE.PROB > 0
+    # A configuration of Detectron2 alone has no such key.
+    pastes = mapper is None and cfg.INPUT.get("COPY_PASTE", {}).get("PROB", 0) > 0
     if mapper is None:
         mapper = LongTailDatasetMapper(cfg, is_train=True)
     if dataset is None:
