@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "draw a model's predictions on images",
     "stats": "count the classes of a data set and draw its long tail",
     "check": "list every fault of a data set",
+    "export": "write a detector for OpenVINO, ONNX Runtime or TorchScript",
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
     "classify": "train and test a classifier on a long tail",
     "make-glyphs": "generate a long-tailed data set; nothing is downloaded",

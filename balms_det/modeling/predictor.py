@@ -220,12 +220,14 @@ class LongTailPredictor(FastRCNNOutputLayers):
         inference needs them.
         """
         logits, _ = predictions
+        return self.calibrated_probs(logits).split([len(p) for p in proposals])
+
+    def calibrated_probs(self, logits: Tensor) -> Tensor:
+        """Return (R, num_logits) logits -> (R, K + 1) calibrated probabilities, background last."""
         if self._tau_norm:
             logits = self._tau_normalized(logits)
         probs = self.criterion.activation.probs(logits)
-        if self.calibration is not None:
-            probs = self.calibration(probs)
-        return probs.split([len(p) for p in proposals])
+        return probs if self.calibration is None else self.calibration(probs)
 
     def _tau_normalized(self, logits: Tensor) -> Tensor:
         weight, bias = self.cls_score.weight, self.cls_score.bias
