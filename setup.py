@@ -50,7 +50,7 @@ setup(
     extras_require={
         # What `balms-det export` writes with, and `balms_det.deploy` runs with.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
-        "openvino": ["openvino>=2025.0"],
+        "openvino": ["nncf>=2.14", "openvino>=2025.0"],
         # lvis is the reference that evaluation is compared with.
         "dev": [
             "codespell>=2.3",

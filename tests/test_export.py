@@ -15,9 +15,10 @@ from balms_det.commands import export as export_command
 from balms_det.deploy import Predictor, read_description
 from balms_det.deploy.description import Classes
 from balms_det.engine import LongTailCheckpointer
-from balms_det.export import export_model, image_input
+from balms_det.export import ExportedModel, check_precision, export_model, image_input
 from balms_det.export.describe import describe, pooled_features
 from balms_det.export.graphs import graphs_of
+from balms_det.export.int8 import FLOAT_LAYERS, without_empty_levels
 from balms_det.losses.registry import LOSSES
 from balms_det.runtime.errors import InputError
 
@@ -245,6 +246,60 @@ def test_the_command_exports_what_runs_without_torch_and_detectron2(tmp_path, fo
     assert (masks != found["masks"])[same].mean() < 1e-3
 
 
+def test_an_exported_model_stands_for_a_detectron2_model(tmp_path):
+    cfg, model = tiny(tmp_path)
+    exported = ExportedModel(in_process(cfg, model))
+    pixels = torch.randint(256, (3, 64, 80), generator=torch.Generator().manual_seed(0)).float()
+    inputs = [{"image": pixels, "height": 100, "width": 125}, {"image": pixels}]
+    with torch.no_grad():
+        expected = model(inputs)
+    for actual, output in zip(exported(inputs), expected, strict=True):
+        actual, output = actual["instances"], output["instances"]
+        assert len(actual) == len(output) and actual.image_size == output.image_size
+        torch.testing.assert_close(actual.scores, output.scores, rtol=0, atol=1e-5)
+        assert actual.pred_masks.shape == output.pred_masks.shape
+        assert actual.pred_masks.dtype == torch.bool
+
+
+def test_empty_levels_get_a_box_and_others_stay():
+    maps = [np.zeros((1, 8, 4, 4), np.float32)] * 3
+    boxes = [np.full((count, 4), count, np.float32) for count in (0, 2, 0)]
+    filled = without_empty_levels([*maps, *boxes, np.array([5, 6])])
+    assert [len(each) for each in filled[3:6]] == [1, 2, 1]
+    assert filled[4] is boxes[1]
+    assert filled[6].tolist() == [0, 5, 6, 0]
+    assert without_empty_levels(maps[:1])[0] is maps[0]
+
+
+@pytest.mark.e2e
+def test_int8_leaves_the_last_layers_and_predicts_nearly_the_same(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    cfg, model = tiny(tmp_path, *SPECIFIC)
+    options = {"form": "openvino", "image": image_input(cfg, model), "classes": CLASSES}
+    images = [image((64, 96), seed) for seed in range(8)]
+    export_model(model, tmp_path / "float32", **options)
+    export_model(model, tmp_path / "int8", precision="int8", calibration_images=images, **options)
+    found = dict.fromkeys(FLOAT_LAYERS, 0)
+    for path in sorted((tmp_path / "int8").glob("*.xml")):
+        for node in openvino.Core().read_model(path).get_ops():
+            if node.get_type_name() not in ("Convolution", "MatMul"):
+                continue
+            kinds = {node.input_value(i).get_node().get_type_name() for i in (0, 1)}
+            layers = [layer for layer in FLOAT_LAYERS if layer in node.get_friendly_name()]
+            assert not (layers and "FakeQuantize" in kinds), node.get_friendly_name()
+            for layer in layers:
+                found[layer] += 1
+    assert found.pop("head.predictor") == 0  # the masks here are of classes
+    assert min(found.values()) > 0
+    weights = [path.stat().st_size for path in sorted(tmp_path.glob("*/backbone.bin"))]
+    assert weights[1] < 0.3 * weights[0]  # of float32, then int8
+    full, small = (Predictor.from_exported(tmp_path / name) for name in ("float32", "int8"))
+    assert small.description.precision == "int8"
+    expected, actual = full(images[0]), small(images[0])
+    np.testing.assert_allclose(np.sort(actual.scores), np.sort(expected.scores), atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
@@ -266,6 +321,12 @@ def test_a_precision_of_another_format_is_refused(tmp_path):
     options = {"image": None, "classes": CLASSES, "precision": "bfloat16"}
     with pytest.raises(InputError, match="bfloat16 is for --format openvino"):
         export_model(torch.nn.Identity(), tmp_path, form="torchscript", **options)
+
+
+@pytest.mark.parametrize(("precision", "count"), [("int8", 0), ("float32", 3)])
+def test_calibration_images_are_for_int8_alone(precision, count):
+    with pytest.raises(InputError, match=f"is {precision} with {count} images of --calibration"):
+        check_precision("openvino", precision, count)
 
 
 def test_an_export_without_its_packages_is_one_sentence(tmp_path, monkeypatch):

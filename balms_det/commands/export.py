@@ -12,7 +12,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from balms_det.commands.demo import resolve_classes
+from detectron2.data.detection_utils import read_image
+
+from balms_det.commands.demo import find_images, resolve_classes
 from balms_det.deploy.description import Classes
 from balms_det.engine import (
     LongTailCheckpointer,
@@ -21,7 +23,15 @@ from balms_det.engine import (
     inference_class_stats,
     load_config,
 )
-from balms_det.export import FORMATS, PRECISIONS, export_model, image_input, with_counts
+from balms_det.export import (
+    FORMATS,
+    MOST_IMAGES,
+    PRECISIONS,
+    check_precision,
+    export_model,
+    image_input,
+    with_counts,
+)
 from balms_det.runtime.errors import InputError
 
 
@@ -40,6 +50,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="float32",
         choices=PRECISIONS,
         help="of the engine's arithmetic; other than float32 for openvino; default float32",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="FILE|DIR|GLOB",
+        help="images of the training set, a few hundred, for --precision int8",
     )
     parser.add_argument("--license", metavar="TEXT", help="licence of the weights, for model.json")
     add_dataset_argument(parser)
@@ -64,9 +81,16 @@ def _config_beside(weights: str) -> str:
     return str(path)
 
 
+def _calibration_images(args: argparse.Namespace) -> list[str]:
+    paths = find_images(args.calibration)
+    check_precision(args.format, args.precision, len(paths))
+    return paths[:: max(1, len(paths) // MOST_IMAGES)][:MOST_IMAGES]
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    images = [read_image(path, format="RGB") for path in _calibration_images(args)]
     cfg = load_config(args)
     stats = inference_class_stats(cfg, args.weights, needs_file=False)
     known = resolve_classes(cfg, args.weights, stats)
@@ -85,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         image=image_input(cfg, model),
         classes=with_counts(classes, stats),
         license=args.license,
+        calibration_images=images,
     )
     sizes = [path.stat().st_size for path in Path(args.output).iterdir()]
     print(

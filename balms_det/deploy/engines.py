@@ -37,7 +37,7 @@ def load_graph(path: Path, form: str, precision: str, threads: int | None) -> Gr
         )
     if not path.is_file():
         raise InputError(f"{path}: the graph is missing; export the model again")
-    load = {"onnx": _load_onnx, "openvino": _load_openvino, "torchscript": _load_torchscript}
+    load = {"onnx": _load_onnx, "openvino": openvino_graph, "torchscript": _load_torchscript}
     return load[form](path, precision, threads)
 
 
@@ -73,7 +73,9 @@ def _load_onnx(path: Path, precision: str, threads: int | None) -> Graph:
     return run
 
 
-def _load_openvino(path: Path, precision: str, threads: int | None) -> Graph:
+def openvino_graph(model: Any, precision: str, threads: int | None) -> Graph:
+    """Return an OpenVINO model, or the one in a file, as a function; arguments as of
+    :func:`load_graph`."""
     openvino = import_engine("openvino")
     # Without the hint, processors with instructions for bfloat16 compute in it.
     config: dict[str, Any] = {
@@ -82,7 +84,7 @@ def _load_openvino(path: Path, precision: str, threads: int | None) -> Graph:
     }
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.compile_model(path, "CPU", config).create_infer_request()
+    request = openvino.compile_model(model, "CPU", config).create_infer_request()
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(request.infer(list(arrays), share_inputs=True, share_outputs=True).values())

@@ -12,7 +12,7 @@ import torch
 from balms_det.deploy.engines import import_engine
 from balms_det.export.graphs import Graph
 
-_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "int8": ("nncf",)}
 _OPSET = 17  # the first with everything that graphs use, and old enough for any runtime in use
 
 
@@ -27,13 +27,13 @@ def write_graph(graph: Graph, path: Path, form: str) -> None:
         write[form](graph, path)
 
 
-def check_format(form: str) -> None:
-    """Refuse a format whose packages are not installed.
+def check_format(form: str, precision: str) -> None:
+    """Refuse a format or precision whose packages are not installed.
 
     Raises:
         InputError: names the package that is missing.
     """
-    for module in _PACKAGES.get(form, ()):
+    for module in (*_PACKAGES.get(form, ()), *_PACKAGES.get(precision, ())):
         import_engine(module)
 
 
@@ -56,7 +56,12 @@ def _write_onnx(graph: Graph, path: Path) -> None:
 
 
 def openvino_model(graph: Graph) -> Any:
-    """Return `graph` as an OpenVINO model."""
+    """Return `graph` as an OpenVINO model, float32."""
+    with torch.no_grad(), _quiet():
+        return _converted(graph)
+
+
+def _converted(graph: Graph) -> Any:
     openvino = importlib.import_module("openvino")
     shapes = [
         openvino.PartialShape(
@@ -74,8 +79,12 @@ def openvino_model(graph: Graph) -> Any:
 
 
 def _write_openvino(graph: Graph, path: Path) -> None:
-    openvino = importlib.import_module("openvino")
-    openvino.save_model(openvino_model(graph), path, compress_to_fp16=False)
+    save_openvino(openvino_model(graph), path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write an OpenVINO model with its weights as they are."""
+    importlib.import_module("openvino").save_model(model, path, compress_to_fp16=False)
 
 
 def _write_torchscript(graph: Graph, path: Path) -> None:
