@@ -21,7 +21,9 @@ FLOAT_LAYERS = (
     "predictor.cls_score",
     "predictor.bbox_pred",
     "head.predictor",
-    "aten::baddbmm",  # the mask head's, of the own class of each instance
+    # The mask head's, of the own class of each instance: its weights are gathered, then multiplied.
+    "aten::index",
+    "aten::baddbmm",
 )
 _SOME_BOX = (0.0, 0.0, 32.0, 32.0)
 # More add time and hardly change a range.
