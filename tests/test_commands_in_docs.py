@@ -61,6 +61,7 @@ def test_the_commands_of_blocks_and_sentences_are_found():
         ),
         ("make no-such-target", "no target"),
         ("rm -rf output", "this test knows"),
+        ("pip install '.[no_such_extra]'", "has no extra no_such_extra"),
     ],
 )
 def test_a_command_that_would_not_run_is_a_fault(command, why):

@@ -148,13 +148,13 @@ def test_at_lvis_size():
 def test_the_best_few_thousand_of_a_million_candidates_suffice(monkeypatch):
     """What makes it fast: suppression looks at a small multiple of what is kept."""
     looked_at = []
-    class_wise_nms = inference._class_wise_nms
+    class_wise_nms = inference.class_wise_nms
 
     def counting(boxes, *args):
         looked_at.append(len(boxes))
         return class_wise_nms(boxes, *args)
 
-    monkeypatch.setattr(inference, "_class_wise_nms", counting)
+    monkeypatch.setattr(inference, "class_wise_nms", counting)
     boxes, scores = case(num_rois=500, num_classes=1203)
     select_detections(PredictedBoxes(boxes), scores, IMAGE_SHAPE, 0.0001, 0.5, 300)
     assert sum(looked_at) <= 6000
@@ -239,7 +239,7 @@ def test_suppression_is_that_of_torchvision_class_by_class(nms_thresh, num_class
         which = torch.from_numpy(members)
         return members[nms(boxes[which], scores[which], nms_thresh).numpy()]
 
-    keep = inference._class_wise_nms(boxes.numpy(), classes.numpy(), nms_thresh, exact_nms)
+    keep = inference.class_wise_nms(boxes.numpy(), classes.numpy(), nms_thresh, exact_nms)
     assert keep.tolist() == expected.nonzero()[:, 0].tolist()
 
 

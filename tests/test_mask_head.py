@@ -120,7 +120,7 @@ def test_cosine_masks_are_those_of_the_whole_layer(counts):
     classes = torch.cat([image.gt_classes for image in images])
     whole = head.layers(features)[torch.arange(len(features)), classes][:, None]
     torch.testing.assert_close(
-        head._own_class_logits(features, classes), whole, rtol=1e-10, atol=1e-12
+        head.own_class_logits(features, classes), whole, rtol=1e-10, atol=1e-12
     )
 
 

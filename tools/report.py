@@ -32,6 +32,7 @@ from balms_det.evaluation.report import METRICS
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
 from balms_det.runtime.errors import InputError
+from lab import exported as exported_report
 from lab import markdown
 from lab.benchmark import report as benchmark_report
 from lab.glyphs_lt.record import training_history, training_seconds
@@ -89,10 +90,12 @@ def table(runs: Sequence[dict[str, Any]], *, operations: bool = False) -> str:
     measured = _measurements(runs)
     if operations:
         return benchmark_report.operation_tables(measured)
-    trained = [run for run in runs if "records" not in run]
+    trained = [run for run in runs if "results" in run]
+    exported = [run for run in runs if "exports" in run]
     tables = [
         *([benchmark_report.table(measured)] if measured else []),
         *([trained_table(trained)] if trained else []),
+        *map(exported_report.table, exported),
     ]
     return "\n\n".join(tables)
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": "count the classes of a data set and draw its long tail",
     "check": "list every fault of a data set",
     "logit-stats": "collect the logits of a detector, for the calibration logn",
+    "export": "write a detector for OpenVINO, ONNX Runtime or TorchScript",
     "calibrate": "sweep the strength of a test-time calibration over stored predictions",
     "report": "write a page that shows where a detector fails",
     "classify": "train and test a classifier on a long tail",

@@ -5,7 +5,6 @@ Shapes and names used throughout:
     candidate: one (RoI, class) pair whose score exceeds the threshold. There are up to R * K.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from balms_det.deploy.suppression import TOO_CLOSE, class_wise_nms, overlaps
 from balms_det.runtime.transfers import to_device
 
 # Up to as many candidates torchvision suppresses all classes at once, with boxes moved apart by
@@ -27,10 +27,6 @@ _FIRST_CHUNK = 4
 _BLOCK = 64
 # Boxes decoded from deltas and proposals up to this are finite.
 _BOUND = 1e15
-# Classes with more candidates in a chunk are left to torchvision, for pairs grow with the square.
-_SMALL_CLASS = 32
-# And so are overlaps this near to the threshold: torchvision's compilers may round them otherwise.
-_TOO_CLOSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def _selected(
 
         order = np.lexsort((index_, -best_))[: int(total)]  # equal scores by their index
         exact = _ExactNMS(chunk_boxes, best, boxes_, order, nms_thresh)
-        keep = _class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact)
+        keep = class_wise_nms(boxes_[order], classes_[order], nms_thresh, exact)
         is_all = len(order) == total
         if not is_all:
             # Others that tie with the last may lie beyond the chunk.
@@ -205,8 +201,8 @@ class _ExactNMS:
         device = self.boxes.device
         if device.type != "cpu":
             # Only overlaps with boxes that are kept decide anything.
-            overlaps = _overlaps(boxes[kept, None], boxes)
-            if (np.abs(overlaps - self.nms_thresh) < _TOO_CLOSE).any():
+            margins = np.abs(overlaps(boxes[kept, None], boxes) - self.nms_thresh)
+            if (margins < TOO_CLOSE).any():
                 on_device = to_device(torch.from_numpy(which), device)
                 scores = self.scores[on_device]
                 kept = nms(self.boxes[on_device], scores, self.nms_thresh).cpu().numpy()
@@ -256,51 +252,3 @@ def _to_host(*tensors: Tensor) -> list[np.ndarray]:
     ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
     parts = np.split(flat, ends)
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def _class_wise_nms(
-    boxes: np.ndarray,
-    classes: np.ndarray,
-    nms_thresh: float,
-    exact_nms: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Return positions that survive suppression within their class, in the given order.
-
-    Args:
-        boxes: (N, 4), the best-scored first.
-        classes: (N,).
-        nms_thresh: as of :func:`select_detections`.
-        exact_nms: of the members of one class, those that survive by torchvision's reckoning;
-            positions in and out.
-    """
-    order = classes.argsort(kind="stable")
-    starts = np.flatnonzero(np.diff(classes[order], prepend=-1))
-    sizes = np.diff(starts, append=len(order))
-    start, size = starts.repeat(sizes), sizes.repeat(sizes)  # of the class of each
-    # Every member with each better one of its class, for classes with few members.
-    betters = np.where(size <= _SMALL_CLASS, np.arange(len(order)) - start, 0)
-    worse = np.arange(len(order)).repeat(betters)
-    better = np.arange(len(worse)) - (betters.cumsum() - betters - start).repeat(betters)
-    overlaps = _overlaps(boxes[order[better]], boxes[order[worse]])
-    suppresses = overlaps > nms_thresh
-    survives = np.ones(len(order), dtype=bool)
-    for i, j in zip(better[suppresses].tolist(), worse[suppresses].tolist(), strict=True):
-        # They come by their worse member, so that what becomes of the better one is settled.
-        if survives[i]:
-            survives[j] = False
-    unclear = start[better[np.abs(overlaps - nms_thresh) < _TOO_CLOSE]]
-    for at in np.union1d(starts[sizes > _SMALL_CLASS], unclear):
-        members = order[at : at + size[at]]
-        survives[at : at + size[at]] = np.isin(members, exact_nms(members))
-    return np.sort(order[survives])
-
-
-def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the (...) IoU of (..., 4) boxes with others, broadcast; NaN where both are empty."""
-    boxes, others = boxes.astype(np.float32), others.astype(np.float32)
-    top_left = np.maximum(boxes[..., :2], others[..., :2])
-    bottom_right = np.minimum(boxes[..., 2:], others[..., 2:])
-    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)
-    areas = [(b[..., 2:] - b[..., :2]).prod(axis=-1) for b in (boxes, others)]
-    with np.errstate(invalid="ignore"):
-        return intersection / (areas[0] + areas[1] - intersection)

@@ -74,18 +74,18 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         classes = torch.cat(classes) if classes else x.new_zeros(0, dtype=torch.int64)
         # With one channel Detectron2's functions take the masks for class-agnostic ones.
         if self.training:
-            logits = self._own_class_logits(x, classes)
+            logits = self.own_class_logits(x, classes)
             return {
                 "loss_mask": mask_rcnn_loss(logits, instances, self.vis_period) * self.loss_weight
             }
         # An instance's mask depends on no other's. A few at a time stay in a processor's cache.
         size = _CHUNK_ON_CPU if x.device.type == "cpu" else max(1, len(x))
         chunks = zip(x.split(size), classes.split(size), strict=True)
-        logits = torch.cat([self._own_class_logits(*chunk) for chunk in chunks])
+        logits = torch.cat([self.own_class_logits(*chunk) for chunk in chunks])
         mask_rcnn_inference(logits, instances)
         return instances
 
-    def _own_class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
+    def own_class_logits(self, x: Tensor, classes: Tensor) -> Tensor:
         """Return (N, C_in, H_in, W_in) features, (N,) classes -> (N, 1, H, W) logits of these
         classes."""
         if x.device.type == "cpu":
@@ -105,4 +105,5 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
             logits = torch.baddbmm(bias, pixels, weight.flatten(2))
         else:
             logits = torch.baddbmm(bias, weight.flatten(1)[:, None], x.flatten(2))
-        return logits.view(len(x), 1, *x.shape[2:])
+        # Not len(x), which a traced graph would hold as a constant.
+        return logits.view(x.shape[0], 1, x.shape[2], x.shape[3])

@@ -244,14 +244,16 @@ class LongTailPredictor(FastRCNNOutputLayers):
         inference needs them.
         """
         logits, _ = predictions
+        return self.calibrated_probs(logits).split([len(p) for p in proposals])
+
+    def calibrated_probs(self, logits: Tensor) -> Tensor:
+        """Return (R, num_logits) logits -> (R, K + 1) calibrated probabilities, background last."""
         if self.logit_calibration is not None:
             foreground, others = logits.float().tensor_split([self.num_classes], dim=1)
             foreground = self.logit_calibration(foreground, self.cls_score)
             logits = torch.cat([foreground, others], dim=1)
         probs = self.criterion.activation.probs(logits)
-        if self.calibration is not None:
-            probs = self.calibration(probs)
-        return probs.split([len(p) for p in proposals])
+        return probs if self.calibration is None else self.calibration(probs)
 
 
 def class_stats_for(num_classes: int, path: str) -> ClassStats | None:

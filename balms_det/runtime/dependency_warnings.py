@@ -52,6 +52,12 @@ KNOWN = (
         "Detectron2 and fvcore script functions when they are imported.",
     ),
     KnownWarning(
+        "`torch.jit.load` is deprecated",
+        DeprecationWarning,
+        "torch.jit._serialization",
+        "TorchScript is a format that is exported to.",
+    ),
+    KnownWarning(
         _ARRAY_COPY,
         DeprecationWarning,
         "pycocotools.mask",

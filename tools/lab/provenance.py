@@ -12,6 +12,7 @@ import torch
 
 PACKAGES = (
     "torch", "torchvision", "detectron2", "hotcoco", "lvis", "faster-coco-eval", "mmdet", "numpy",
+    "onnxruntime", "openvino", "nncf",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 
 from lab.benchmark.annotations import dataset_load, dataset_stats, lvis_evaluation
 from lab.benchmark.detector import box_selection, image, mask_head, train_step
+from lab.benchmark.exported import exported_image
 from lab.benchmark.losses import loss_step
 from lab.benchmark.measure import Comparison, measure
 from lab.benchmark.meta import meta_step
@@ -26,6 +27,7 @@ WORKS: dict[str, Callable[..., Iterator[Comparison]]] = {
         box_selection,
         mask_head,
         image,
+        exported_image,
         train_step,
         loss_step,
         meta_step,

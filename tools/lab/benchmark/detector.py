@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -146,22 +147,7 @@ def image(
         detections: how many are kept.
         side: the shorter one of the network's input, in pixels.
     """
-    cfg = model_config(
-        device, classes,
-        "MODEL.RPN.POST_NMS_TOPK_TEST", proposals, "TEST.DETECTIONS_PER_IMAGE", detections,
-    )  # fmt: skip
-    ours = our_model(cfg, "softmax")
-    stock = stock_model(cfg, ours)
-    inputs = photograph(side)
-    for model in (stock, ours):
-        model.eval()
-    spread_scores(ours, inputs)
-    stock.load_state_dict(ours.state_dict())
-
-    def detect(model: torch.nn.Module) -> Instances:
-        with torch.inference_mode():
-            return model([inputs])[0]["instances"]
-
+    cfg, ours, stock, inputs = random_detectors(device, classes, proposals, detections, side)
     modes: dict[str, dict[str, Any]] = {
         "defaults": {},
         "fast convolutions": {"FAST_CONVOLUTIONS": True},
@@ -180,12 +166,38 @@ def image(
         peer_inference.PRECISION = inference.PRECISION
         yield Comparison(
             "detectron2",
-            partial(detect, prepared_for_inference(ours, inference)),
-            partial(detect, prepared_for_inference(stock, peer_inference)),
+            partial(detect, prepared_for_inference(ours, inference), inputs),
+            partial(detect, prepared_for_inference(stock, peer_inference), inputs),
             largest_differences_of_detections,
             variant=variant,
             dtype=inference.PRECISION,
         )
+
+
+def random_detectors(
+    device: str, classes: int, proposals: int, detections: int, side: int
+) -> tuple[CfgNode, torch.nn.Module, torch.nn.Module, dict[str, Any]]:
+    """Return a configuration, our model and Detectron2's with the same weights, and an image.
+
+    Args:
+        device, classes, proposals, detections, side: as of :func:`image`.
+    """
+    cfg = model_config(
+        device, classes,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", proposals, "TEST.DETECTIONS_PER_IMAGE", detections,
+    )  # fmt: skip
+    ours = our_model(cfg, "softmax").eval()
+    stock = stock_model(cfg, ours).eval()
+    inputs = photograph(side)
+    spread_scores(ours, inputs)
+    stock.load_state_dict(ours.state_dict())
+    return cfg, ours, stock, inputs
+
+
+@torch.inference_mode()
+def detect(model: torch.nn.Module, inputs: dict[str, Any]) -> Instances:
+    """Return the detections in one image."""
+    return model([inputs])[0]["instances"]
 
 
 def train_step(
