@@ -41,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--class-stats",
         metavar="JSON",
         help="training annotations, or what `balms-det stats --json` wrote: the classes' training "
-        "counts, and the groups of a set in COCO format; default: the counts in GT.json",
+        "counts, and the groups of a set in COCO format; default: those that RUN has left, or "
+        "the counts in GT.json",
     )
     parser.add_argument(
         "--task",
