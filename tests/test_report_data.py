@@ -210,6 +210,13 @@ def test_a_coco_set_equals_cocos_ap_and_takes_its_groups_from_the_training_count
     scores = data.runs[0].scores["bbox"]
     for position, key in enumerate(("AP", "AP50", "AP75")):
         assert scores[key] == pytest.approx(100 * evaluation.stats[position], abs=1e-10)
+    run = tmp_path / "run"
+    (run / "inference").mkdir(parents=True)
+    (run / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
+    stats.save(run / "class_stats.json")
+    by_run = gather(annotations, [run_files(str(run))], Options(bootstrap=0))
+    assert by_run.classes.groups == data.classes.groups
+    assert by_run.runs[0].scores == data.runs[0].scores
     assert data.classes.groups == list(stats.groups)
     assert data.classes.train_images == counts.tolist()
     of_class = evaluation.eval["precision"][:, :, :, 0, -1]

@@ -41,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--class-stats",
         metavar="JSON",
         help="training annotations, or what `balms-det stats --json` wrote: the classes' training "
-        "counts, and the groups of a set in COCO format; default: the counts in GT.json",
+        "counts, and the groups of a set in COCO format; default: those that RUN has left, or "
+        "the counts in GT.json",
     )
     parser.add_argument(
         "--task",
@@ -59,8 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def registered_annotations(run: RunFiles) -> tuple[str, str]:
-    """Return the annotation file and image root of the data set that a run was evaluated on.
+def registered_annotations(run: RunFiles) -> tuple[str, str | None]:
+    """Return the annotation file of the data set that a run was evaluated on, and its image root.
+
+    The root is None where there is no such directory.
 
     Raises:
         InputError: Detectron2 does not know it, or its annotations are not there.
@@ -75,7 +78,8 @@ def registered_annotations(run: RunFiles) -> tuple[str, str]:
             f"{run.name}: the annotations of its data set {names[0]!r} are not known; give them "
             "with --annotations"
         )
-    return path, known["image_root"]
+    root = known.get("image_root")
+    return path, root if root and Path(root).is_dir() else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     annotations, image_root = args.annotations, args.image_root
     if annotations is None:
         annotations, known_root = registered_annotations(runs[0])
-        image_root = image_root or (known_root if Path(known_root).is_dir() else None)
+        image_root = image_root or known_root
     if image_root is not None and not Path(image_root).is_dir():
         raise InputError(f"{image_root}: the image root is not a directory; check the path")
     stats = ClassStats.load(args.class_stats) if args.class_stats else None

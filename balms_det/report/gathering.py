@@ -55,7 +55,8 @@ def gather(
         annotations: file of the ground truth, in LVIS or COCO format.
         runs: the subject, and others to compare with it.
         options: of the report.
-        stats: of the training set; see :func:`federated_view`.
+        stats: of the training set; see :func:`federated_view`. By default, on a set in COCO format,
+            those that the first run has left.
 
     Raises:
         InputError: a file cannot be used, or predictions and ground truth do not fit.
@@ -63,6 +64,8 @@ def gather(
     file = read_annotation_file(annotations)
     if not file.annotations:
         raise InputError(f"{annotations}: there are no annotations to score against")
+    if stats is None and file.format == "coco" and runs[0].class_stats is not None:
+        stats = ClassStats.load(runs[0].class_stats)
     truth = federated_view(file, stats)
     cap = LVIS_CAP if truth.format == "lvis" else None
     tasks: list[str] = [options.task] if options.task else []

@@ -22,12 +22,14 @@ class RunFiles:
         predictions: in COCO's result format.
         configuration: the text of its config.yaml; empty where there is none.
         history: the records of its metrics.json, by iteration; empty where there is none.
+        class_stats: of its training set; None where there is no such file.
     """
 
     name: str
     predictions: Path
     configuration: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    class_stats: Path | None = None
 
 
 def run_files(run: str) -> RunFiles:
@@ -47,11 +49,13 @@ def run_files(run: str) -> RunFiles:
         )
     configuration = path / "config.yaml"
     metrics = path / "metrics.json"
+    class_stats = path / "class_stats.json"
     return RunFiles(
         path.resolve().name,
         found[0],
         configuration.read_text(encoding="utf-8") if configuration.is_file() else "",
         _history(read_bytes(metrics).decode().splitlines()) if metrics.is_file() else [],
+        class_stats if class_stats.is_file() else None,
     )
 
 
