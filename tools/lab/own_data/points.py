@@ -34,7 +34,7 @@ _LOSS = "import torch; from balms_det.losses import *; "
 
 CASES = [
     Case(
-        "overwriting", "demo into the folder of its input", nothing,
+        "overwriting", "demo into the directory of its input", nothing,
         [*demo()[:-4], "--output", "images", "--confidence-threshold", "0.0"],
         "refused, originals unchanged", originals_stay,
     ),
@@ -118,7 +118,7 @@ CASES = [
         "works, not drawn white", not_white,
     ),
     Case(
-        "valid data", "demo of sub-folders", below, demo(inputs="deep"),
+        "valid data", "demo of sub-directories", below, demo(inputs="deep"),
         **works(file="out/b/same.png"),
     ),
     Case(

@@ -89,15 +89,16 @@ def _summary(outcome: Outcome, place: Path) -> str:
     if "Traceback" in text:
         last = lines[-1] if lines else ""
         return f"traceback, {last[:90]}"
-    return (errors or lines or ["no output"])[-1].removeprefix("error: ")[:200]
+    last = (errors or lines or ["no output"])[-1].removeprefix("error: ")[:200]
+    return f"usage: {last}" if last.startswith("balms-det") else last
 
 
 def page(before: Mapping[str, Any], after: Mapping[str, Any], version: str = "0.1.0") -> str:
     """Return the page with the outcomes of both versions."""
 
     def cell(outcome: Mapping[str, Any]) -> str:
-        summary = outcome["summary"].replace("|", "\\|").replace("<", "&lt;")
-        return f"{'✓' if outcome['holds'] else '✗'} {summary}"
+        summary = outcome["summary"].replace("|", "\\|").replace("<", "&lt;").replace("`", "")
+        return f"{'✓' if outcome['holds'] else '✗'} `{summary}`"
 
     rows = [
         [case.group, case.name, case.expected, cell(before[case.name]), cell(after[case.name])]
