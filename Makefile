@@ -32,13 +32,13 @@ $(STAMP): constraints.txt setup.py pyproject.toml tools/make_env.py tools/instal
 demo: env
 	@$(RUN) datasets/make_glyphs.py --out $(GLYPHS) --classes 10 --imbalance 20 \
 	    --train-images 1600 --val-images 150 --rare-at-most 250 --common-at-most 700
-	@$(RUN) tools/train_net.py --config-file configs/glyphs_quickstart.yaml \
+	@$(RUN) tools/train_net.py --config-file configs/glyphs_quickstart.yaml --overwrite \
 	    --dataset glyphs_train $(GLYPHS)/glyphs_train.json $(GLYPHS) \
 	    --dataset glyphs_val $(GLYPHS)/glyphs_val.json $(GLYPHS) \
 	    OUTPUT_DIR $(DEMO)
 	@$(RUN) tools/demo.py --config-file configs/glyphs_quickstart.yaml \
 	    --weights $(DEMO)/model_final.pth --input '$(GLYPHS)/val/00000000000*.jpg' \
-	    --output $(DEMO)/pictures
+	    --output $(DEMO)/pictures --enlarge
 	@echo "The pictures are in $(DEMO)/pictures, the metrics in $(DEMO)/inference/lvis_results.json."
 
 lint: env
