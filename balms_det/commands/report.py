@@ -66,20 +66,26 @@ def registered_annotations(run: RunFiles) -> tuple[str, str | None]:
     The root is None where there is no such directory.
 
     Raises:
-        InputError: Detectron2 does not know it, or its annotations are not there.
+        InputError: neither the run's configuration nor Detectron2 knows it, or its annotations are
+            not there.
     """
-    names = ((yaml.safe_load(run.configuration) or {}).get("DATASETS") or {}).get("TEST") or [""]
-    from detectron2.data import MetadataCatalog
-
-    known = vars(MetadataCatalog.get(names[0])) if names[0] in MetadataCatalog.list() else {}
-    path = known.get("json_file")
+    datasets = (yaml.safe_load(run.configuration) or {}).get("DATASETS") or {}
+    names = datasets.get("TEST") or [""]
+    kept = {name: (path, root) for name, path, root in datasets.get("REGISTER") or ()}
+    path, root = kept.get(names[0]) or _known_to_detectron2(names[0])
     if path is None or not Path(path).is_file():
         raise InputError(
             f"{run.name}: the annotations of its data set {names[0]!r} are not known; give them "
             "with --annotations"
         )
-    root = known.get("image_root")
     return path, root if root and Path(root).is_dir() else None
+
+
+def _known_to_detectron2(name: str) -> tuple[str | None, str | None]:
+    from detectron2.data import MetadataCatalog
+
+    known = vars(MetadataCatalog.get(name)) if name in MetadataCatalog.list() else {}
+    return known.get("json_file"), known.get("image_root")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
