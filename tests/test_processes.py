@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from balms_det.commands.arguments import training_parser
 from balms_det.engine import launch
+from balms_det.runtime.arguments import training_parser
 from balms_det.runtime.processes import exit_without_teardown
 
 

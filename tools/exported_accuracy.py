@@ -12,8 +12,8 @@ from pathlib import Path
 
 import orjson
 
-from balms_det.commands.arguments import add_dataset_argument
 from balms_det.engine import load_config
+from balms_det.runtime.arguments import add_dataset_argument
 from balms_det.runtime.atomic_file import atomic_file
 from balms_det.runtime.command_line import run_tool
 from lab.exported import compare, table

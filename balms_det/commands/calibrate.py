@@ -25,7 +25,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from balms_det.commands.arguments import add_dataset_argument, add_overrides
+from balms_det.runtime.arguments import add_dataset_argument, add_overrides
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

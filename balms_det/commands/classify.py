@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from balms_det.commands.arguments import add_overrides
+from balms_det.runtime.arguments import add_overrides
 
 logger = logging.getLogger("balms_det")
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from balms_det.commands.arguments import add_dataset_argument, add_overrides
+from balms_det.runtime.arguments import add_dataset_argument, add_overrides
 from balms_det.runtime.errors import InputError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -12,7 +12,6 @@ import argparse
 import logging
 from pathlib import Path
 
-from balms_det.commands.arguments import add_dataset_argument, add_overrides
 from balms_det.commands.demo import find_images
 from balms_det.data import read_image
 from balms_det.deploy.description import Classes
@@ -32,6 +31,7 @@ from balms_det.export import (
     image_input,
     with_counts,
 )
+from balms_det.runtime.arguments import add_dataset_argument, add_overrides
 from balms_det.runtime.errors import InputError
 
 

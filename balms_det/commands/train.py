@@ -8,7 +8,7 @@ balms-det train --config-file rcnn_fpn+balsig \
 
 from collections.abc import Sequence
 
-from balms_det.commands.arguments import training_parser
+from balms_det.runtime.arguments import training_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
