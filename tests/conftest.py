@@ -10,6 +10,7 @@ import torch
 
 from balms_det.runtime.dependency_warnings import KNOWN
 
+OWN_PROCESS = "BALMS_DET_OWN_PROCESS"  # set in the process of one test
 STARTUP = Path(second_device.__file__).parent / "startup"
 
 
@@ -51,6 +52,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and second_device.name_of_device() == "cpu":
             item.add_marker(pytest.mark.skip(reason="runs with --device cuda (make test-gpu)"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Call a test with the marker own_process in a process of its own."""
+    if not pyfuncitem.get_closest_marker("own_process") or os.environ.get(OWN_PROCESS):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = subprocess.run(
+        [*command, "--device", second_device.name_of_device()],
+        cwd=pyfuncitem.config.rootpath,
+        env={**os.environ, OWN_PROCESS: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return True
 
 
 @pytest.fixture(scope="session")

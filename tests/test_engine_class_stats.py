@@ -62,7 +62,7 @@ def test_every_source_gives_the_same_statistics(glyphs, tmp_path):
     [
         ("unknown_train", "'unknown_train' is not registered"),
         ("missing.json", "missing.json"),
-        ("missing.pth", "carries none"),
+        ("missing.pth", "missing.pth: there is no such checkpoint"),
         ((), "DATASETS.TRAIN is empty"),
         ("", "needs class statistics: set MODEL.LONG_TAIL.STATS_FILE"),
     ],

@@ -347,7 +347,7 @@ def test_a_method_is_trained_cached_and_calibrated(suite, tmp_path):
 FROZEN = {
     ("glyphs_lt_cpu", 1): "1bc4f2d3c7c2a070",
     ("glyphs_lt_gpu", 1): "5bb6145d2a6c9418",
-    ("ccp_lt_cpu", 1): "4d52cf5b31f944dd",
+    ("ccp_lt_cpu", 1): "f8d124691d488d74",
 }
 
 

@@ -175,7 +175,13 @@ def test_detections_are_chosen_by_row(tmp_path):
 ENGINES = {"torchscript": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
-@pytest.fixture(params=ENGINES)
+# After OpenVINO has converted a model of PyTorch, the process may end with a segmentation fault in
+# what comes later.
+OWN_PROCESS = {"openvino": pytest.mark.own_process}
+FORMS = [pytest.param(name, marks=OWN_PROCESS.get(name, ())) for name in ENGINES]
+
+
+@pytest.fixture(params=FORMS)
 def form(request):
     pytest.importorskip(ENGINES[request.param])
     return request.param
@@ -272,6 +278,7 @@ def test_empty_levels_get_a_box_and_others_stay():
 
 
 @pytest.mark.e2e
+@pytest.mark.own_process
 def test_int8_leaves_the_last_layers_and_predicts_nearly_the_same(tmp_path):
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
