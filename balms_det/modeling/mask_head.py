@@ -99,11 +99,8 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         if isinstance(self.predictor, CosineConv2d):
             x, weight = self.predictor.normalised(x, weight)
         bias = self.predictor.bias[classes][:, None, None]
-        # In the order that they have in memory, the features are not copied.
-        if x.is_contiguous(memory_format=torch.channels_last):
-            pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
-            logits = torch.baddbmm(bias, pixels, weight.flatten(2))
-        else:
-            logits = torch.baddbmm(bias, weight.flatten(1)[:, None], x.flatten(2))
+        # A view, whatever the order of the features in memory: they are not copied.
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
+        logits = torch.baddbmm(bias, pixels, weight.flatten(2))
         # Not len(x), which a traced graph would hold as a constant.
         return logits.view(x.shape[0], 1, x.shape[2], x.shape[3])
