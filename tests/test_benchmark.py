@@ -126,8 +126,14 @@ def small_models(monkeypatch):
     monkeypatch.setattr(detector, "model_config", lambda *args: model_config(*args, *small))
 
 
+# Which converts models by OpenVINO.
+OWN_PROCESS = {"exported_image": pytest.mark.own_process}
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OWN_PROCESS.get(name, ())) for name in WORKS]
+)
 def test_every_work_runs_and_its_outputs_are_the_peers(name, small_models):
     found = list(records(name, device="cpu", repeat=1, sizes=TINY))
     assert found
