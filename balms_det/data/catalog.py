@@ -35,7 +35,8 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
 
     Category ids are mapped to a contiguous range in the order of their ids. The metadata gets
     ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``class_groups`` ("r", "c", "f"),
-    ``json_file``, ``image_root`` and ``evaluator_type`` ("lvis" or "coco", after the format).
+    ``has_masks``, ``json_file``, ``image_root`` and ``evaluator_type`` ("lvis" or "coco", after the
+    format).
 
     Registering the same files under the same name again does nothing.
 
@@ -64,6 +65,7 @@ def register_dataset(name: str, json_file: str, image_root: str) -> None:
         thing_classes=list(stats.names),
         thing_dataset_id_to_contiguous_id=_contiguous_ids(stats),
         class_groups=list(stats.groups),
+        has_masks=cache.has_masks,
     )
 
 

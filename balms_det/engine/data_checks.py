@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from balms_det.annotations.class_stats import ClassStats
@@ -30,8 +31,7 @@ def fitted_to_data(cfg: Any) -> Any:
         return cfg
     for name in cfg.DATASETS.TRAIN:
         check_registered(name)
-    sets = [cached_dataset(name) for name in cfg.DATASETS.TRAIN]
-    if not sets or any(dataset is None or dataset.cache.has_masks for dataset in sets):
+    if not cfg.DATASETS.TRAIN or any(map(_has_masks, cfg.DATASETS.TRAIN)):
         return cfg
     logger.info("No training annotation has a segmentation: MODEL.MASK_ON is set to False")
     fitted = cfg.clone()
@@ -40,6 +40,18 @@ def fitted_to_data(cfg: Any) -> Any:
     if cfg.is_frozen():
         fitted.freeze()
     return fitted
+
+
+def _has_masks(name: str) -> bool:
+    """Return whether some object of a set may have a mask.
+
+    Where the metadata says it, the cache is not opened again: that reads the whole file.
+    """
+    known = MetadataCatalog.get(name).get("has_masks")
+    if known is None:
+        dataset = cached_dataset(name)
+        known = dataset is None or dataset.cache.has_masks
+    return bool(known)
 
 
 def check_data(cfg: Any, class_stats: ClassStats | None, *, training: bool = True) -> None:
